@@ -1,0 +1,209 @@
+"""A frozen backbone sees each image once: its features, cached, and linear heads trained on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import transformers
+from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.trainer_utils import EvalPrediction
+
+from hf_cifar.backbones import head
+from hf_cifar.batches import ImageBatches
+
+log = logging.getLogger(__name__)
+
+
+def weights_fingerprint(model: Any) -> str:
+    """SHA-256 over every weight but the head's, the architecture and the libraries that run it: what the features depend on."""
+    own = head(model)[0] + "."
+    labels = ("id2label", "label2id", "label_names", "num_labels", "num_classes", "_name_or_path", "transformers_version")
+    config = {k: v for k, v in model.config.to_dict().items() if k not in labels}
+    about = [type(model).__name__, config, torch.__version__, transformers.__version__, timm.__version__]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(own):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def feature_key(weights: str, batches: ImageBatches, views: int, bf16: bool) -> str:
+    """Name of a cache entry: everything that the features depend on."""
+    t = batches.transforms
+    rows = hashlib.sha256(np.ascontiguousarray(batches.split.rows).tobytes()).hexdigest()
+    parts = {
+        "weights": weights,
+        "processor": t.processor.to_json_string(),
+        "images": batches.split.images.fingerprint,
+        "rows": rows,
+        "views": views,
+        "augment": [t.scale, t.ratio, t.flip, t.seed, t.image_size] if batches.training else None,
+        "bf16": bf16,
+        "channels_last": batches.channels_last,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+@torch.inference_mode()
+def compute_features(
+    model: nn.Module,
+    batches: ImageBatches,
+    cache: Path,
+    *,
+    views: int,
+    bf16: bool,
+    batch_size: int,
+    weights: str,
+    progress: Any = None,
+) -> np.ndarray:
+    """float32 [views, n, D]: what the head of `model` is given for each image of `batches`, in its order.
+
+    The model must be on its device and is put into eval mode. Where `batches` augments, view v is epoch v's augmentation.
+    Computed once, then memory-mapped from `cache`.
+    """
+    path = cache / "features" / f"{feature_key(weights, batches, views, bf16)}.npy"
+    if path.is_file():
+        try:
+            found = np.load(path, mmap_mode="r")
+            if found.shape[:2] == (views, len(batches)):
+                log.info("features: %s x %d images from the cache", views, len(batches))
+                return found
+        except (ValueError, EOFError):
+            log.warning("features: %s is damaged; computed anew", path.name)
+    _, linear = head(model)
+    model.eval()
+    device = next(model.parameters()).device
+    features = np.empty((views, len(batches), linear.in_features), np.float32)
+    caught: list[torch.Tensor] = []
+    hook = linear.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    n = len(batches)
+    try:
+        for view in range(views):
+            for start in range(0, n, batch_size):
+                tickets = [view * n + i for i in range(start, min(start + batch_size, n))]
+                inputs = batches.model_inputs(batches.__getitems__(tickets), device)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    model(pixel_values=inputs["pixel_values"])
+                features[view, start : start + len(tickets)] = caught.pop().float().cpu().numpy()
+                if progress is not None:
+                    progress.update(len(tickets))
+    finally:
+        hook.remove()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}.tmp")
+        with aside.open("wb") as file:
+            np.save(file, features)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        log.warning("features: not cached: %s", error)
+    return features
+
+
+class FeatureBatches(torch.utils.data.Dataset):
+    """Whole batches of features by index. A ticket is epoch * n + index; epoch e uses view e modulo their number."""
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, tickets: list[int]) -> dict[str, torch.Tensor]:
+        epoch, index = np.divmod(np.asarray(tickets), len(self))
+        values = self.features[epoch % len(self.features), index]
+        return {"features": torch.from_numpy(values), "labels": torch.from_numpy(self.labels[index])}
+
+    def model_inputs(self, batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+        """The batch as it is, on `device`."""
+        return {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+
+
+class LinearHeads(nn.Module):
+    """K linear classifiers over the same features, trained side by side, each with its own learning rate and weight decay
+    (as DINOv2's linear evaluation does). Features are standardised by the train set's mean and deviation, which fold into
+    the one linear layer that the model is saved with.
+
+    mean, std: float32 [D].
+    """
+
+    main_input_name = "features"
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor, classes: int, count: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        linears = [nn.Linear(len(mean), classes) for _ in range(count)]
+        for linear in linears:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        self.heads = nn.ModuleList(linears)
+
+    def forward(self, features: torch.Tensor) -> ImageClassifierOutput:
+        """float32 [B, D] -> logits [B, K, C]."""
+        x = (features - self.mean) / self.std
+        linears: Any = self.heads
+        weight = torch.stack([h.weight for h in linears])
+        bias = torch.stack([h.bias for h in linears])
+        return ImageClassifierOutput(logits=torch.einsum("bd,kcd->bkc", x, weight) + bias)
+
+    def write_into(self, linear: nn.Linear, k: int) -> None:
+        """Put head k, standardisation folded in, into the model's own classifier."""
+        with torch.no_grad():
+            chosen: Any = self.heads[k]
+            weight = chosen.weight / self.std
+            linear.weight.copy_(weight)
+            linear.bias.copy_(chosen.bias - weight @ self.mean)
+
+
+def knn_accuracy(train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray, k: int = 20) -> float:
+    """Accuracy of a cosine k-nearest-neighbour vote weighted by exp(similarity / 0.07) (Wu et al. 2018; DINO's k = 20).
+
+    train, test: float32 [n, D]; labels, truth: int64 [n].
+    """
+    reference = nn.functional.normalize(torch.from_numpy(np.array(train)), dim=1)
+    votes_of = nn.functional.one_hot(torch.from_numpy(labels)).float()
+    right = 0
+    for start in range(0, len(test), 1000):
+        query = nn.functional.normalize(torch.from_numpy(np.array(test[start : start + 1000])), dim=1)
+        similarity, nearest = (query @ reference.T).topk(min(k, len(reference)), dim=1)
+        votes = (votes_of[nearest] * (similarity / 0.07).exp()[..., None]).sum(1)
+        right += int((votes.argmax(1).numpy() == truth[start : start + 1000]).sum())
+    return right / len(test)
+
+
+def best_of(logits: np.ndarray, labels: np.ndarray, metric: str | None) -> tuple[int, list[float]]:
+    """The best of K heads by `metric_for_best_model` (nll or loss, else accuracy and then nll), and every head's accuracy.
+
+    logits: [n, K, C]; labels: int64 [n].
+    """
+    log_p = torch.from_numpy(logits).double().log_softmax(-1)
+    truth = torch.from_numpy(labels)
+    hits = (log_p.argmax(-1) == truth[:, None]).double().mean(0).tolist()
+    nll = -log_p.gather(-1, truth[:, None, None].expand(-1, log_p.shape[1], 1)).squeeze(-1).mean(0)
+    order = [(-loss,) if metric in ("nll", "loss") else (hit, -loss) for hit, loss in zip(hits, nll.tolist(), strict=True)]
+    return max(range(len(order)), key=order.__getitem__), hits
+
+
+def head_metrics(
+    metrics: Callable[[EvalPrediction], dict[str, float]], metric: str | None, prediction: EvalPrediction
+) -> dict[str, float]:
+    """The Trainer's metrics of the head that is best on these labels."""
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    best, _ = best_of(logits, labels, metric)
+    return metrics(EvalPrediction(logits[:, best], labels)) | {"best_head": float(best)}

@@ -1,0 +1,333 @@
+"""The Trainer, overridden where it must be: batches become model inputs on the device, images come in an order drawn from
+(seed, epoch), parameters are grouped, and a checkpoint appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.nn import functional as F
+from transformers import (
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from hf_cifar import checkpoints
+from hf_cifar.batches import TicketSampler, whole_batch
+
+log = logging.getLogger(__name__)
+CARRIED = "carried.json"
+
+
+class Diverged(Exception):
+    """The loss was not finite. The message names the step, the learning rate and the last good checkpoint."""
+
+
+class CifarTrainer(Trainer):
+    """`Trainer` for datasets that return whole batches (`batches.ImageBatches`, `features.FeatureBatches`).
+
+    parameter_groups: what the optimizer gets, made when it is created.
+    flops_per_image: forward FLOPs; training is counted as three times that.
+    """
+
+    def __init__(
+        self,
+        *,
+        parameter_groups: Callable[[torch.nn.Module], list[dict[str, Any]]],
+        flops_per_image: float,
+        keep_checkpoints: int | None,
+        **kwargs: Any,
+    ) -> None:
+        self.parameter_groups = parameter_groups
+        self.flops_per_image, self.keep_checkpoints = flops_per_image, keep_checkpoints
+        self.label_smoothing = kwargs["args"].label_smoothing_factor
+        kwargs["args"].label_smoothing_factor = 0.0  # ours is summed over the accumulated batch; the Trainer's is not
+        self.images, self.root = kwargs["train_dataset"], Path(kwargs["args"].output_dir)
+        super().__init__(**kwargs, data_collator=whole_batch, compute_loss_func=self._loss)
+        self.first_bad_step = torch.full((), -1, device=self.args.device)
+        self.evaluating: Any = None  # the dataset that is being evaluated
+        self.add_callback(_Carry(self))
+
+    # ---- data ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> TicketSampler:
+        return TicketSampler(len(self.images), self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        self.evaluating = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._whole(super().get_eval_dataloader, eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
+        self.evaluating = test_dataset
+        return self._whole(super().get_test_dataloader, test_dataset)
+
+    def _whole(self, make: Callable, dataset: Any) -> torch.utils.data.DataLoader:
+        """A loader that keeps its last, smaller batch: `dataloader_drop_last` would take it from evaluation as well."""
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return make(dataset)
+        finally:
+            self.args.dataloader_drop_last = drop
+
+    def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        model: Any = self.model
+        dataset = self.images if model.training else self.evaluating
+        return dataset.model_inputs(super()._prepare_inputs(inputs), self.args.device)
+
+    # ---- loss ----
+
+    def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        """Cross-entropy in float32 over the whole accumulated batch; for K heads side by side, [B, K, C], their sum."""
+        logits = outputs["logits"].float()
+        if logits.ndim == 3:
+            logits, labels = logits.transpose(1, 2), labels[:, None].expand(-1, logits.shape[1])
+        smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.0
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        loss = loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+        if torch.is_grad_enabled():  # noted on the device and read at the next log, so that no step waits for it
+            bad = ~torch.isfinite(loss.detach()) & (self.first_bad_step < 0)
+            self.first_bad_step.masked_fill_(bad, self.state.global_step + 1)
+        return loss
+
+    def stop_if_diverged(self) -> None:
+        step = int(self.first_bad_step)
+        if step >= 0:
+            good, _ = checkpoints.last_good(self.root)
+            rate = self.lr_scheduler.get_last_lr()[0] if self.lr_scheduler else self.args.learning_rate
+            kept = f"the last good checkpoint is {good.name}" if good else "there is no checkpoint yet"
+            raise Diverged(f"the loss was not finite at step {step} (learning rate {rate:.3g}); {kept}; lower `learning_rate`")
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.stop_if_diverged()
+        return super().evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.stop_if_diverged()
+        heads = len(getattr(self.model, "heads", [1]))  # several side by side: their sum trains, their mean is told
+        logs |= {k: logs[k] / heads for k in ("loss", "eval_loss", "train_loss") if k in logs}
+        super().log(logs, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return int(3 * self.flops_per_image * len(inputs["labels"]))
+
+    # ---- optimizer ----
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
+            target: Any = self.model if model is None else model
+            kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
+            # An optimizer that picks its own parameters (GaLore, LOMO ...) says so under one of these names.
+            if not {"params", "model", "optimizer_dict"} & set(kwargs):
+                merged: dict[tuple[float, float], dict[str, Any]] = {}  # one fused call for all that share rate and decay
+                for group in self.parameter_groups(target):
+                    same = merged.setdefault((group["lr"], group["weight_decay"]), {**group, "params": []})
+                    same["params"] += group["params"]
+                self.optimizer_cls_and_kwargs = (kind, kwargs | {"params": list(merged.values())})
+        return super().create_optimizer(model) if model is not None else super().create_optimizer()
+
+    # ---- checkpoints ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Weights under the names that they have in memory. `save_pretrained` writes a family's old names (ViT, DeiT ...),
+        of which the Trainer's own resume and best-model loading then load nothing, with no more than a warning.
+        """
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        folder = str(output_dir or self.args.output_dir)
+        if isinstance(model, PreTrainedModel) and self.args.should_save:
+            model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+        elif isinstance(model, PeftModel) and self.args.should_save:  # "auto" would ask the Hub for the base's vocabulary
+            model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+        else:
+            super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.stop_if_diverged()
+        root = self.root
+        name, best = f"checkpoint-{self.state.global_step}", self.state.best_model_checkpoint
+        self.args.output_dir = str(root / checkpoints.WRITING)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = str(root)
+        aside = root / checkpoints.WRITING / name
+        self.carry.save(aside)
+        if self.state.best_global_step == self.state.global_step:
+            best = str(root / name)
+        self.state.best_model_checkpoint = best  # not the place where it was written
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+            self.state.save_to_json(str(aside / "trainer_state.json"))
+            checkpoints.seal(aside, root / name)
+            aside.parent.rmdir()
+            checkpoints.rotate(root, self.keep_checkpoints, Path(best).name if best else None)
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def carry(self) -> _Carry:
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, _Carry))
+
+
+class _Carry(TrainerCallback):
+    """Carries over a resume what the Trainer itself starts anew: the loss summed since the last log, and the clock."""
+
+    def __init__(self, trainer: CifarTrainer) -> None:
+        self.trainer, self.seconds_before, self.began = trainer, 0.0, time.perf_counter()
+        self.resume_from: Path | None = None
+
+    def save(self, folder: Path) -> None:
+        t = self.trainer
+        values = {
+            "tr_loss": float(t._tr_loss).hex(),
+            "total_loss": float(t._total_loss_scalar).hex(),
+            "last_logged": t._globalstep_last_logged,
+            "seconds": self.seconds(),
+        }
+        path = folder / (CARRIED if t.args.process_index == 0 else f"carried-{t.args.process_index}.json")
+        path.write_text(json.dumps(values))
+
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.began = time.perf_counter()
+        if self.resume_from is None:
+            return
+        best = self.trainer.root / f"checkpoint-{state.best_global_step}"
+        if best.is_dir():  # also where the run folder was moved, or is named from another place
+            state.best_model_checkpoint = str(best)
+        path = self.resume_from / (CARRIED if args.process_index == 0 else f"carried-{args.process_index}.json")
+        if path.is_file():
+            t, values = self.trainer, json.loads(path.read_text())
+            t._tr_loss.fill_(float.fromhex(values["tr_loss"]))
+            t._total_loss_scalar = float.fromhex(values["total_loss"])
+            t._globalstep_last_logged, t._initial_global_step = values["last_logged"], 0
+            self.seconds_before = values["seconds"]
+
+
+class Speed(TrainerCallback):
+    """Steady-state images/s: from the end of one step to the end of the next, so fetching the batch and logging count and
+    evaluating and saving do not; the first quarter of the steps is left out. On a GPU its own clock is read, at the end: the
+    host only queues the work.
+    """
+
+    def __init__(self, images_per_step: int) -> None:
+        self.images_per_step = images_per_step
+        self.spans: list[tuple[Any, Any]] = []
+        self.last: Any = None
+
+    @staticmethod
+    def _now(args: TrainingArguments) -> Any:
+        if args.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.last = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.last is None:
+            self.last = self._now(args)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = self._now(args)
+        self.spans.append((self.last, now))
+        self.last = now
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.last = None
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.last = None
+
+    def steady(self) -> float | None:
+        """Images a second, or None before there are four steps."""
+        if len(self.spans) < 4:
+            return None
+        kept = self.spans[len(self.spans) // 4 :]
+        if not isinstance(kept[0][0], float):
+            torch.cuda.synchronize()
+        seconds = sum(b - a if isinstance(a, float) else a.elapsed_time(b) / 1000 for a, b in kept)
+        return self.images_per_step * len(kept) / seconds
+
+
+class Progress(ProgressCallback):
+    """One bar: epoch, loss, learning rate, images/s, time left. The Trainer's own prints a dict a log instead."""
+
+    def __init__(self, images_per_step: int) -> None:
+        super().__init__()
+        self.images_per_step = images_per_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        if self.training_bar is None or not logs:
+            return
+        if "eval_accuracy" in logs:
+            self.training_bar.write(
+                f"epoch {state.epoch:.2f}, step {state.global_step}: validation accuracy {logs['eval_accuracy']:.4f},"
+                f" loss {logs['eval_loss']:.4f}"
+            )
+        elif "loss" in logs:
+            rate = self.training_bar.format_dict.get("rate") or 0.0
+            self.training_bar.set_postfix_str(
+                f"epoch {state.epoch:.2f}, loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e},"
+                f" {rate * self.images_per_step:.0f} images/s"
+            )
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT came; a checkpoint was saved. `signal` is its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{signal.Signals(number).name}: checkpoint saved; the same command goes on from there")
+        self.signal = number
+
+
+class Interrupt(TrainerCallback):
+    """On SIGTERM or SIGINT: a checkpoint at the next step, then out. A second signal of the kind leaves at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def listen(self) -> None:
+        """Begin to catch the signals; only a process's main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self._came)
+
+    def leave(self) -> None:
+        """Give the signals back, and raise Interrupted if one came."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before.clear()
+        if self.number is not None:
+            raise Interrupted(self.number)
+
+    def _came(self, number: int, frame: Any) -> None:
+        self.number = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        if args.world_size > 1:  # the processes must leave at the same step, whichever was told first
+            told = torch.tensor(self.number or 0, device=args.device)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            self.number = int(told) or None
+        if self.number is not None:
+            control.should_save = control.should_training_stop = True
