@@ -18,7 +18,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/hf-cifar predict runs/quickstart docs/cat.png docs/ship.png
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist worksteal
 
 # the Hub's tests again with the other line of huggingface_hub, laid over the environment's own
 test-hub1: $(VENV)/.installed

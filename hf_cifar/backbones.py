@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from peft import PeftModel
 from torch import nn
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -283,14 +285,48 @@ def native_size(config: Any, processor: Any) -> int:
     return int((side or made if attends else made or side) or 224)
 
 
-def check_size(model: nn.Module, size: int, name: str) -> None:
-    """Raises UserError unless `size` is a multiple of the patch."""
+def check_size(model: nn.Module, size: int, name: str, key: str = "image_size") -> None:
+    """Raises UserError, which names `key`, unless `size` is a multiple of the patch."""
     timm_embedding = getattr(getattr(model, "timm_model", None), "patch_embed", None)
     patch = getattr(model.config, "patch_size", None) or getattr(timm_embedding, "patch_size", None)
     patch = patch[0] if isinstance(patch, list | tuple) else patch
     if patch and size % patch:
         near = max(patch, round(size / patch) * patch)
-        raise UserError(f"image_size: {size} is no multiple of {name}'s patch of {patch}; use {near}")
+        raise UserError(f"{key}: {size} is no multiple of {name}'s patch of {patch}; use {near}")
+
+
+@torch.no_grad()
+def check_schedule(model: Any, sides: list[int], image_size: int) -> dict[str, Any]:
+    """What the model's forward must be told with images of other sides than `image_size`: `interpolate_pos_encoding`, where
+    it takes that (its position embeddings keep their size and learn through the resampling), or nothing.
+
+    Raises UserError for `image_size_schedule` unless the model takes every side and then is what it was; seen on a probe.
+    """
+    name, parameter = model.config.model_type, next(model.parameters())
+    if sides[-1] != image_size:
+        raise UserError(f"image_size_schedule: the last stage must be the model's image size of {image_size}, got {sides[-1]}")
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    flag = "interpolate_pos_encoding"
+    told = {flag: True} if flag in inspect.signature(base.forward).parameters else {}
+    caught: list[torch.Tensor] = []
+    handle = head(model)[1].register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    mode = model.training
+    model.eval()
+    try:
+        for side in (image_size, *sides, image_size):
+            check_size(model, side, name, "image_size_schedule")
+            pixels = torch.linspace(-1, 1, 3 * side * side, device=parameter.device).view(1, 3, side, side)
+            try:
+                model(pixel_values=pixels, **(told if side != image_size else {}))
+            except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+                said = str(error).splitlines()[0][:120]
+                raise UserError(f"image_size_schedule: {name} doesn't take {side} px: {said}; leave the stage out") from None
+    finally:
+        handle.remove()
+        model.train(mode)
+    if not torch.allclose(caught[0], caught[-1], atol=1e-4):  # Swin takes the smaller attention window over for good
+        raise UserError(f"image_size_schedule: {name} at {min(sides)} px changes for good; use larger sides or none")
+    return told
 
 
 def set_image_size(model: Any, size: int) -> None:

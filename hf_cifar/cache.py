@@ -71,7 +71,7 @@ def load_images(
 
     open_split(folder) gives the split and may keep files in `folder`, which becomes the cache entry. `identity` says
     which split of which data this is (an entry is replaced, not added, when that data changes), `state` stands for
-    its content (names, sizes and times of the files), `where` is what messages call it. data_path: "table",
+    its content (names, sizes and times of the files), `where` is what messages call it. data_path: "table" or "device",
     "workers" (decoded on demand) or "auto" (a table if all sizes are equal and it fits). `verify` hashes the
     content of a cached table and rebuilds it if it was altered. UserError for bad images (unless on_bad_image is
     "skip"), labels out of range, sizes that make no table where one is asked for, a cache that can't be written.
@@ -137,9 +137,10 @@ def _read(
             return ImageTable(pixels, labels, meta.label_names, meta.fingerprint, bad), meta
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if data_path == "table" and meta.mixed:
-        raise _no_table(where, meta.why)
-    if data_path == "table" or (data_path == "auto" and not meta.mixed and meta.table_bytes <= _limit(entry.parent)):
+    asked = data_path in ("table", "device")
+    if asked and meta.mixed:
+        raise _no_table(where, data_path, meta.why)
+    if asked or (data_path == "auto" and not meta.mixed and meta.table_bytes <= _limit(entry.parent)):
         return None
     source = open_split(entry)
     assert not isinstance(source, Pixels)
@@ -212,8 +213,8 @@ def _try_table(building: Path, source: Encoded, meta: _Meta, where: str, data_pa
         meta.kind, meta.why, meta.mixed = "files", str(error), True
         meta.bad, meta.deep, meta.shape = [], 0, []
         (building / "pixels.npy").unlink()
-        if data_path == "table":
-            raise _no_table(where, meta.why) from None
+        if data_path in ("table", "device"):
+            raise _no_table(where, data_path, meta.why) from None
 
 
 class _MixedSizes(Exception):
@@ -322,8 +323,8 @@ def _bad_image(where: str, name: str, why: str) -> UserError:
     )
 
 
-def _no_table(where: str, why: str) -> UserError:
-    return UserError(f"{where}: data_path is table, but {why}; set data_path to auto")
+def _no_table(where: str, data_path: str, why: str) -> UserError:
+    return UserError(f"{where}: data_path is {data_path}, but {why}; set data_path to auto")
 
 
 def _message(where: str, images: ImageTable | ImageFiles, meta: _Meta, cached: bool, seconds: float) -> str:

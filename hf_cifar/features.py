@@ -6,20 +6,22 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import timm
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import gather, gather_object
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import EvalPrediction
 
 from hf_cifar.backbones import head
-from hf_cifar.batches import ImageBatches
+from hf_cifar.batches import ImageBatches, whole_batch
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def weights_fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def feature_key(weights: str, batches: ImageBatches, views: int, bf16: bool) -> str:
+def feature_key(weights: str, batches: ImageBatches, views: int, bf16: bool, more: dict[str, Any] | None = None) -> str:
     """Name of a cache entry: everything that the features depend on."""
     t = batches.transforms
     rows = hashlib.sha256(np.ascontiguousarray(batches.split.rows).tobytes()).hexdigest()
@@ -48,11 +50,101 @@ def feature_key(weights: str, batches: ImageBatches, views: int, bf16: bool) -> 
         "images": batches.split.images.fingerprint,
         "rows": rows,
         "views": views,
-        "augment": [t.scale, t.ratio, t.flip, t.seed, t.image_size] if batches.training else None,
+        "augment": {k: v for k, v in vars(t).items() if k != "processor"} if batches.training else None,
         "bf16": bf16,
         "channels_last": batches.channels_last,
-    }
+    } | (more or {})
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _processes() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def everywhere(holds: bool) -> bool:
+    """Whether it holds in every process; all of them must ask."""
+    return all(gather_object([holds])) if _processes() > 1 else holds
+
+
+def writes() -> bool:
+    """Whether this process writes for its node."""
+    return _processes() == 1 or PartialState().is_local_main_process
+
+
+def aside(path: Path) -> Path:
+    """Where this process writes a cache entry before it is whole."""
+    return path.with_suffix(f".{os.environ.get('RANK', '0')}-{os.getpid()}.tmp")
+
+
+def cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The array of a cache entry, memory-mapped; None where there is none that is whole and of this shape."""
+    try:
+        found = np.load(path, mmap_mode="r") if path.is_file() else None
+    except (ValueError, EOFError, OSError):
+        log.warning("features: %s is damaged; computed anew", path.name)
+        return None
+    return found if found is not None and found.shape == shape else None
+
+
+def once(
+    batches: ImageBatches,
+    views: int,
+    batch_size: int,
+    run: Callable[[torch.Tensor], torch.Tensor],
+    like: torch.Tensor,
+    workers: int = 0,
+    progress: Any = None,
+) -> Iterator[torch.Tensor]:
+    """Values [B, ...] on the host for each batch of each view, in order: what `run` gives for its pixel values [B, 3, S, S].
+
+    Of P processes each runs every Pth batch, and all of them get every batch's values. The batches are those of one process
+    alone, so that the values are its values, to the bit. View v is epoch v's augmentation, where `batches` augment.
+
+    like: [0, ...], of the shape and dtype that `run` gives, on the device that it runs on. workers: as in DataLoader.
+    """
+    processes = _processes()
+    own = torch.distributed.get_rank() if processes > 1 else 0
+    n, device = len(batches), like.device
+    jobs = [range(v * n + i, v * n + min(i + batch_size, n)) for v in range(views) for i in range(0, n, batch_size)]
+    mine = jobs[own::processes]
+    loader: Any = torch.utils.data.DataLoader(
+        batches,
+        batch_sampler=[list(tickets) for tickets in mine],
+        collate_fn=whole_batch,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # its draw would move the run's own generator
+    )
+    loaded = iter(loader)
+
+    def start(first: int) -> tuple[torch.Tensor, list[int], Any]:
+        """Queue the jobs from this one on, one a process, and the copy of what they give; an event says when it is there."""
+        rows = [len(tickets) for tickets in jobs[first : first + processes]]
+        values = like.new_zeros(batch_size, *like.shape[1:])
+        if own < len(rows):
+            values[: rows[own]] = run(batches.model_inputs(next(loaded), device)["pixel_values"])
+        if processes > 1:  # as bytes, which every backend carries
+            values = gather(values.view(torch.uint8)).view(like.dtype)
+        if device.type != "cuda":
+            return values.cpu(), rows, None
+        values, copied = values.to("cpu", non_blocking=True), torch.cuda.Event()
+        copied.record()
+        return values, rows, copied
+
+    def finish(values: torch.Tensor, rows: list[int], copied: Any) -> Iterator[torch.Tensor]:
+        if copied is not None:
+            copied.synchronize()
+        if progress is not None:
+            progress.update(sum(rows))
+        for turn, count in enumerate(rows):
+            yield values[turn * batch_size : turn * batch_size + count]
+
+    queued = start(0)
+    for first in range(processes, len(jobs), processes):
+        ahead = start(first)  # a GPU has the next batch to work on while the host takes this one
+        yield from finish(*queued)
+        queued = ahead
+    yield from finish(*queued)
 
 
 @torch.inference_mode()
@@ -65,51 +157,49 @@ def compute_features(
     bf16: bool,
     batch_size: int,
     weights: str,
+    workers: int = 0,
     progress: Any = None,
 ) -> np.ndarray:
     """float32 [views, n, D]: what the head of `model` is given for each image of `batches`, in its order.
 
-    The model must be on its device and is put into eval mode. Where `batches` augments, view v is epoch v's augmentation.
-    Computed once, then memory-mapped from `cache`.
+    The model must be on its device and is put into eval mode. Where `batches` augment, view v is epoch v's augmentation.
+    Computed once, each process its share, then memory-mapped from `cache`. Every process must call it.
     """
     path = cache / "features" / f"{feature_key(weights, batches, views, bf16)}.npy"
-    if path.is_file():
-        try:
-            found = np.load(path, mmap_mode="r")
-            if found.shape[:2] == (views, len(batches)):
-                log.info("features: %s x %d images from the cache", views, len(batches))
-                return found
-        except (ValueError, EOFError):
-            log.warning("features: %s is damaged; computed anew", path.name)
     _, linear = head(model)
+    found = cached(path, (views, len(batches), linear.in_features))
+    if everywhere(found is not None):
+        log.info("features: %s x %d images from the cache", views, len(batches))
+        return cast(np.ndarray, found)
     model.eval()
     device = next(model.parameters()).device
     features = np.empty((views, len(batches), linear.in_features), np.float32)
     caught: list[torch.Tensor] = []
     hook = linear.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-    n = len(batches)
+
+    def run(pixels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            model(pixel_values=pixels)
+        return caught.pop().float()
+
+    flat, filled = features.reshape(-1, linear.in_features), 0
+    like = torch.empty(0, linear.in_features, device=device)
     try:
-        for view in range(views):
-            for start in range(0, n, batch_size):
-                tickets = [view * n + i for i in range(start, min(start + batch_size, n))]
-                inputs = batches.model_inputs(batches.__getitems__(tickets), device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    model(pixel_values=inputs["pixel_values"])
-                features[view, start : start + len(tickets)] = caught.pop().float().cpu().numpy()
-                if progress is not None:
-                    progress.update(len(tickets))
+        for values in once(batches, views, batch_size, run, like, workers, progress):
+            flat[filled : filled + len(values)] = values.numpy()
+            filled += len(values)
     finally:
         hook.remove()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.tmp")
-        with aside.open("wb") as file:
-            np.save(file, features)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        log.warning("features: not cached: %s", error)
+    if writes():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with aside(path).open("wb") as file:
+                np.save(file, features)
+                file.flush()
+                os.fsync(file.fileno())
+            aside(path).replace(path)
+        except OSError as error:
+            log.warning("features: not cached: %s", error)
     return features
 
 

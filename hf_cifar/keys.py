@@ -93,6 +93,26 @@ class TransformKeys:
     )
     random_resized_crop_ratio: list[float] = key([0.75, 1.3333333333333333], "width to height of a training crop", above=0)
     horizontal_flip: float = key(0.5, "chance that a training image is mirrored", low=0, high=1)
+    auto_augment: Literal["randaugment", "trivialaugment", "autoaugment"] | None = key(
+        None,
+        "each image its own operations: RandAugment (Cubuk et al. 2020), TrivialAugment (Mueller and Hutter 2021) or the"
+        " CIFAR-10 policy of AutoAugment (Cubuk et al. 2019)",
+    )
+    randaugment_num_ops: int = key(2, "randaugment: operations an image", low=1, high=16)
+    randaugment_magnitude: int = key(9, "randaugment: their strength, of 31 steps", low=0, high=30)
+    random_erasing: float = key(0.0, "chance that a box of a training image is erased (Zhong et al. 2020)", low=0, high=1)
+    mixup_alpha: float = key(
+        0.0,
+        "mixup with a share from Beta(alpha, alpha) (Zhang et al. 2018); with cutmix_alpha too, each image gets one of them",
+        low=0,
+    )
+    cutmix_alpha: float = key(0.0, "cutmix with a box of a share from Beta(alpha, alpha) (Yun et al. 2019)", low=0)
+    image_size_schedule: list[list[int]] | None = key(
+        None,
+        "progressive resizing: [[epoch, pixels], ...], the side of training images from each epoch on; the last stage is"
+        " `image_size`, and evaluation always",
+        low=0,
+    )
 
 
 @dataclass
@@ -114,8 +134,11 @@ class AdaptationKeys:
     layer_decay: float = key(
         1.0, "each block's learning rate is so much of the next one's (ELECTRA; BEiT's 0.65 to 0.75 for ViT)", above=0, high=1
     )
-    feature_views: int = key(
-        1, "linear: 1 sees each image once, as evaluation does; more are so many augmented views of it, computed once", low=1
+    feature_views: int | None = key(
+        None,
+        "linear, partial: with 1, what is frozen sees each image once, as evaluation does; with more, so many augmented views"
+        " of it, computed once; default: 1 for linear; for partial new views at every epoch or, with augmentation off, one",
+        low=1,
     )
     probe_learning_rates: list[float] | None = key(
         None, "linear: heads with these learning rates are trained in one pass and the best on validation is kept", above=0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
 import shlex
 import typing
@@ -170,6 +171,34 @@ def _check_together(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: push_to_hub: say where with `hub_model_id: user/name`")
     if recipe.data_path == "device" and recipe.training["dataloader_num_workers"]:
         raise UserError(f"{where}: dataloader_num_workers: workers have nothing to do with `data_path: device`; set 0")
+    _check_regularization(recipe, where)
+
+
+def _check_regularization(recipe: Recipe, where: str) -> None:
+    """Augmentation that training would never see, and schedules that never arrive."""
+    schedule, last_epoch = recipe.image_size_schedule, recipe.training["num_train_epochs"]
+    views = {"linear": recipe.feature_views or 1, "partial": recipe.feature_views}.get(recipe.method)
+    for name in ("auto_augment", "random_erasing"):
+        if getattr(recipe, name) and views == 1:
+            raise UserError(f"{where}: {name}: does nothing to one view, which is as evaluation sees it; raise feature_views")
+    for name in ("mixup_alpha", "cutmix_alpha", "image_size_schedule"):
+        if getattr(recipe, name) and views is not None:
+            which = "method: linear" if recipe.method == "linear" else "feature_views"
+            raise UserError(f"{where}: {name}: changes images at every epoch, and `{which}` computes them once; leave it out")
+    if schedule is None:
+        return
+    said = f"{where}: image_size_schedule:"
+    if not schedule or any(len(stage) != 2 for stage in schedule):
+        raise UserError(f"{said} takes [[epoch, pixels], ...], got {schedule}")
+    epochs, sides = zip(*schedule, strict=True)
+    if epochs[0] != 0 or any(a >= b for a, b in itertools.pairwise(epochs)):
+        raise UserError(f"{said} epochs begin at 0 and rise, got {', '.join(map(str, epochs))}")
+    if min(sides) < 8 or max(sides) > 4096:
+        raise UserError(f"{said} pixels must be 8 to 4096, got {', '.join(map(str, sides))}")
+    if recipe.image_size is not None and sides[-1] != recipe.image_size:
+        raise UserError(f"{said} the last stage must be image_size ({recipe.image_size}), got {sides[-1]}")
+    if recipe.training["max_steps"] <= 0 and epochs[-1] >= last_epoch:
+        raise UserError(f"{said} the last stage begins at epoch {epochs[-1]}, but num_train_epochs is {last_epoch:g}")
 
 
 def _set(recipe: Recipe, name: str, value: Any, origin: str) -> None:

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from hf_cifar import checkpoints, hardware, report
 from hf_cifar.adaptation import group_table, parameter_groups, save_adapter
-from hf_cifar.backbones import Backbone, head
+from hf_cifar.backbones import Backbone, check_schedule, head
 from hf_cifar.batches import ImageBatches, resident_pixels
 from hf_cifar.cache import cache_folder
 from hf_cifar.data import Data, Split
@@ -33,6 +33,7 @@ from hf_cifar.features import (
     weights_fingerprint,
 )
 from hf_cifar.metrics import classification_metrics, trainer_metrics
+from hf_cifar.prefix import HiddenBatches, Prefix, RunsAtEveryStep, hidden_batches
 from hf_cifar.recipe import Recipe, public_name
 from hf_cifar.table import ImageTable
 from hf_cifar.trainer import CifarTrainer, Interrupt, Progress, Speed
@@ -64,7 +65,12 @@ class Stage:
             made.channels_last = bool(r.channels_last)
             return made
 
-        self.train_set: Any = batches(data.train, training=r.method != "linear" or r.feature_views > 1)
+        views = {"linear": r.feature_views or 1, "partial": r.feature_views}.get(r.method)
+        self.train_set: Any = batches(data.train, training=views != 1)
+        self.train_set.views = views
+        if r.image_size_schedule:
+            sides = [side for _, side in r.image_size_schedule]
+            self.train_set.at_another_size = check_schedule(self.model, sides, self.backbone.image_size)
         first = slice(CLEAN_TRAIN_SAMPLES)
         clean = dataclasses.replace(data.train, rows=data.train.rows[first], labels=data.train.labels[first])
         self.eval_sets: dict[str, Any] = {"train": batches(clean, False)}
@@ -199,10 +205,21 @@ class Stage:
 
 
 class WholeModel(Stage):
-    """Full, partial or LoRA: images go through the adapted model at every step."""
+    """Full, partial or LoRA: images go through the adapted model at every step, or, where what is frozen would see the same
+    ones again, what it made of them goes through the rest.
+    """
+
+    prefix: Prefix | None = None
 
     def trainer(self) -> CifarTrainer:
-        r, args = self.recipe, self.args
+        r, args, began = self.recipe, self.args, time.perf_counter()
+        self.told: dict[str, Any] = {}
+        if r.method == "partial":
+            try:
+                self._start_above_what_is_frozen()
+                self.told["features_runtime"] = time.perf_counter() - began
+            except RunsAtEveryStep as why:
+                log.info("hidden states: none are cached: %s", why)
 
         def groups(model: Any) -> list[dict[str, Any]]:
             found = parameter_groups(model, args.learning_rate, args.weight_decay, r.head_learning_rate, r.layer_decay)
@@ -211,7 +228,42 @@ class WholeModel(Stage):
 
         return self.make_trainer(self.model, groups, trainer_metrics(), self.flops)
 
+    def _start_above_what_is_frozen(self) -> None:
+        """Run what is frozen once over all images, and let training and scoring begin at the first block that trains."""
+        r, args = self.recipe, self.args
+        if r.mixup_alpha or r.cutmix_alpha or r.image_size_schedule:
+            raise RunsAtEveryStep("training images are mixed or change their size")
+        augmented = r.random_resized_crop_scale or r.horizontal_flip or r.auto_augment or r.random_erasing
+        if augmented and r.feature_views is None:
+            raise RunsAtEveryStep("training images are augmented anew at every epoch (`feature_views` fixes their number)")
+        autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        prefix = Prefix(self.model, self.backbone.image_size, autocast=autocast, channels_last=self.train_set.channels_last)
+        clean = self.train_set.views == 1  # then the sample that tells overfitting is part of it
+        sets = {name: (batches, 1) for name, batches in self.eval_sets.items() if name != "train" or not clean}
+        found = hidden_batches(
+            prefix,
+            sets | {"training": (self.train_set, r.feature_views or 1)},
+            cache_folder(),
+            batch_size=args.per_device_eval_batch_size,
+            workers=args.dataloader_num_workers,
+            weights=weights_fingerprint(self.model),
+            quiet=args.disable_tqdm or not args.should_save,
+        )
+        self.train_set = found.pop("training")
+        if clean:
+            sample = self.eval_sets["train"].labels
+            found["train"] = HiddenBatches(self.train_set.values[:, : len(sample)], sample, prefix)
+        self.eval_sets = found
+        prefix.install()
+        self.prefix = prefix
+
+    def answers(self, logits: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        probabilities, told = super().answers(logits)
+        return probabilities, told | self.told
+
     def save_model(self, trainer: CifarTrainer) -> None:
+        if self.prefix is not None:
+            self.prefix.remove()
         if self.recipe.method == "lora":
             save_adapter(self.model, self.recipe.output_dir / "adapter")
             self.model = self.model.merge_and_unload()
@@ -225,8 +277,9 @@ class Heads(Stage):
         r, args, began = self.recipe, self.args, time.perf_counter()
         weights = weights_fingerprint(self.model)
         # Train as it is: the one view of it, or, where the views are augmented, the clean images that are kept for scoring.
-        scored = {n: b for n, b in self.eval_sets.items() if n != "train" or r.feature_views > 1}
-        total = r.feature_views * len(self.train_set) + sum(map(len, scored.values()))
+        count = r.feature_views or 1
+        scored = {n: b for n, b in self.eval_sets.items() if n != "train" or count > 1}
+        total = count * len(self.train_set) + sum(map(len, scored.values()))
         bar = tqdm(total=total, desc="features", unit=" images", disable=args.disable_tqdm or not args.should_save)
         compute = partial(
             compute_features,
@@ -235,10 +288,11 @@ class Heads(Stage):
             bf16=bool(r.training["bf16"]),
             batch_size=args.per_device_eval_batch_size,
             weights=weights,
+            workers=args.dataloader_num_workers,
             progress=bar,
         )
         features = {name: compute(batches, views=1) for name, batches in scored.items()}
-        views = compute(self.train_set, views=r.feature_views)
+        views = compute(self.train_set, views=count)
         bar.close()
         self.told: dict[str, Any] = {"features_runtime": time.perf_counter() - began}
         labels = self.train_set.labels

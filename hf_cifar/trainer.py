@@ -91,7 +91,10 @@ class CifarTrainer(Trainer):
     # ---- loss ----
 
     def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        """Cross-entropy in float32 over the whole accumulated batch; for K heads side by side, [B, K, C], their sum."""
+        """Cross-entropy in float32 over the whole accumulated batch; for K heads side by side, [B, K, C], their sum.
+
+        labels: int64 [B], or float32 [B, C], the shares of mixed images.
+        """
         logits = outputs["logits"].float()
         if logits.ndim == 3:
             logits, labels = logits.transpose(1, 2), labels[:, None].expand(-1, logits.shape[1])
@@ -123,7 +126,8 @@ class CifarTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return int(3 * self.flops_per_image * len(inputs["labels"]))
+        share = (inputs["size"] / self.images.transforms.image_size) ** 2 if "size" in inputs else 1.0
+        return int(3 * self.flops_per_image * len(inputs["labels"]) * share)
 
     # ---- optimizer ----
 

@@ -2,10 +2,9 @@
 
 Evaluation is the backbone's own image processor, called on whole uint8 batches on the training device. Training crops,
 mirrors and resizes the whole batch in two matrix products, each image with its own parameters, and then goes through the
-same processor's rescale and normalise.
+same processor's rescale and normalise. What `auto_augment` does comes before that, random erasing after it.
 
-Every random number is a hash of (seed, epoch, sample index, draw): it depends on neither the batch, the worker, the number
-of processes nor on whether the run was resumed.
+Every random number is a function of seed, epoch and sample index (`counters`).
 """
 
 from __future__ import annotations
@@ -15,26 +14,11 @@ from typing import Any
 
 import torch
 
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64, the increment of splitmix64 (Steele et al. 2014)
+from hf_cifar import policies
+from hf_cifar.counters import ERASING, uniform
 
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """splitmix64's finaliser on int64 tensors, whose arithmetic wraps; a right shift there must be made logical."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
-
-
-def uniform(seed: int, epoch: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
-    """Random float32 [B, count] in [0, 1), a pure function of its arguments and equal on every device.
-
-    `epoch`, `index`: int64 [B] on one device.
-    """
-    seeded = _mix(torch.full((), seed, dtype=torch.int64, device=index.device) + _GOLDEN)  # filled there: a copy would wait
-    sample = _mix(_mix(seeded ^ epoch.long()) + _GOLDEN * (index.long() + 1))
-    draw = torch.arange(1, count + 1, device=index.device)
-    bits = _mix(sample[:, None] + _GOLDEN * draw)
-    return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
+# Random erasing's share of the image's area and height to width (torchvision's defaults; Zhong et al. 2020 go up to 0.4).
+ERASED, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 
 
 def _kernel(x: torch.Tensor, bicubic: bool) -> torch.Tensor:
@@ -68,6 +52,10 @@ class Transforms:
     processor: a transformers image processor with the torchvision backend, set to `image_size`.
     scale, ratio: of the random resized crop (Szegedy et al. 2015; torchvision's parameters); `scale` None keeps the whole.
     flip: chance of a mirror image.
+    policy: None or the name, the number of operations and their magnitude as `policies.draw` takes them.
+    erasing: chance that a box of the image is erased.
+    schedule: (epoch, side) of training images from each epoch on, the first epoch 0; empty for `image_size` throughout.
+    mixup, cutmix: the alphas of `mixing.draw`.
     """
 
     def __init__(
@@ -78,6 +66,11 @@ class Transforms:
         scale: tuple[float, float] | None = None,
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.0,
+        policy: tuple[str, int, int] | None = None,
+        erasing: float = 0.0,
+        schedule: tuple[tuple[int, int], ...] = (),
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.processor, self.image_size, self.scale, self.ratio, self.flip, self.seed = (
@@ -88,6 +81,7 @@ class Transforms:
             flip,
             seed,
         )
+        self.policy, self.erasing, self.schedule, self.mixup, self.cutmix = policy, erasing, schedule, mixup, cutmix
         self.bicubic = int(processor.resample) == 3
         self.whole = self._takes_batches()
 
@@ -139,28 +133,82 @@ class Transforms:
         h, w = (area / ratio).sqrt().clamp(max=height), (area * ratio).sqrt().clamp(max=width)
         return (height - h) * draws[:, 2], (width - w) * draws[:, 3], h, w, flip
 
-    def augment(self, images: torch.Tensor, epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, 3, H, W] -> float32 [B, 3, S, S] in 0..255: a random box of each image, mirrored or not."""
+    def size_at(self, epoch: int) -> int:
+        """Side in pixels of the training images of an epoch."""
+        return next((side for start, side in reversed(self.schedule) if epoch >= start), self.image_size)
+
+    def draw_policy(self, epoch: torch.Tensor, index: torch.Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
+        """What `auto_augment` does to B images of `size` (height, width), drawn on the host, where epoch and index lie."""
+        return policies.draw(*self.policy, self.seed, epoch, index, size) if self.policy else []
+
+    def augment(
+        self,
+        images: torch.Tensor,
+        epoch: torch.Tensor,
+        index: torch.Tensor,
+        rounds: list[dict[str, Any]] | None = None,
+        size: int | None = None,
+    ) -> torch.Tensor:
+        """uint8 [B, 3, H, W] -> float32 [B, 3, S, S] in 0..255: the operations that `draw_policy` gave, then a random box of
+        each image, mirrored or not. S: `size`, or `image_size`.
+        """
         height, width = images.shape[-2:]
+        size = size or self.image_size
+        if rounds:
+            images = policies.apply(images, rounds)
         top, left, h, w, flip = self.boxes(height, width, epoch, index)
-        rows = resampling(top, h, torch.zeros_like(flip), height, self.image_size, self.bicubic)
-        columns = resampling(left, w, flip, width, self.image_size, self.bicubic)
+        rows = resampling(top, h, torch.zeros_like(flip), height, size, self.bicubic)
+        columns = resampling(left, w, flip, width, size, self.bicubic)
         picture = rows[:, None] @ images.float() @ columns[:, None].transpose(-1, -2)
         return picture.clamp_(0, 255)
 
-    def train(self, images: torch.Tensor, epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def finish(self, images: torch.Tensor, epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """What `augment` gave -> the model's float32 [B, 3, S, S]: normalised, and a box of some images erased, which is the
+        mean of all images.
+        """
+        pixels = self.normalize(images)
+        if not self.erasing:
+            return pixels
+        return pixels.masked_fill_(self.erased(pixels.shape[-1], epoch, index)[:, None], 0.0)
+
+    def erased(self, size: int, epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """bool [B, S, S]: the pixels that random erasing takes. A box that does not fit is cut, as a crop is."""
+        draws = uniform(self.seed, epoch, index, 5, ERASING)
+        area = size * size * (ERASED[0] + (ERASED[1] - ERASED[0]) * draws[:, 1])
+        low, high = (math.log(r) for r in ERASED_RATIO)
+        ratio = (low + (high - low) * draws[:, 2]).exp()
+        h, w = ((area * r).sqrt().round().clamp(1, size - 1) for r in (ratio, 1 / ratio))
+        top, left = (((size - side + 1) * d).floor() for side, d in ((h, draws[:, 3]), (w, draws[:, 4])))
+        place = torch.arange(size, device=draws.device)
+        rows, columns = ((place >= a[:, None]) & (place < (a + b)[:, None]) for a, b in ((top, h), (left, w)))
+        return rows[:, :, None] & columns[:, None] & (draws[:, 0] < self.erasing)[:, None, None]
+
+    def train(
+        self,
+        images: torch.Tensor,
+        epoch: torch.Tensor,
+        index: torch.Tensor,
+        rounds: list[dict[str, Any]] | None = None,
+        size: int | None = None,
+    ) -> torch.Tensor:
         """uint8 [B, 3, H, W], int64 [B], int64 [B] -> the model's float32 [B, 3, S, S], augmented."""
-        return self.normalize(self.augment(images, epoch, index))
+        return self.finish(self.augment(images, epoch, index, rounds, size), epoch, index)
 
 
 def make_transforms(recipe: Any, backbone: Any) -> Transforms:
     """The transforms that a recipe asks for, around a `backbones.Backbone`'s own processor."""
     scale = recipe.random_resized_crop_scale
+    policy = recipe.auto_augment, recipe.randaugment_num_ops, recipe.randaugment_magnitude
     return Transforms(
         backbone.processor,
         backbone.image_size,
         scale=(scale[0], scale[1]) if scale else None,
         ratio=(recipe.random_resized_crop_ratio[0], recipe.random_resized_crop_ratio[1]),
         flip=recipe.horizontal_flip,
+        policy=policy if recipe.auto_augment else None,
+        erasing=recipe.random_erasing,
+        schedule=tuple((epoch, side) for epoch, side in recipe.image_size_schedule or ()),
+        mixup=recipe.mixup_alpha,
+        cutmix=recipe.cutmix_alpha,
         seed=recipe.seed,
     )

@@ -153,7 +153,16 @@ def test_waits_are_seen() -> None:
     assert waits.seen == ["_local_scalar_dense", "tolist", "_local_scalar_dense", "_local_scalar_dense", "cpu"]
 
 
-@pytest.mark.parametrize("keys", [{}, {"method": "linear"}, {"label_smoothing_factor": 0.1, "gradient_accumulation_steps": 2}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"method": "linear"},
+        {"label_smoothing_factor": 0.1, "gradient_accumulation_steps": 2},
+        {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "image_size_schedule": [[0, 16], [1, 32]]},
+        {"auto_augment": "trivialaugment", "random_erasing": 0.5},
+    ],
+)
 def test_no_step_waits_for_the_device(keys: dict, make_recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     waits = Waits()
     steps: list[int] = []

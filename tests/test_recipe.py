@@ -242,6 +242,13 @@ SAMPLES = {  # a value for each own key, as typed and as meant
     "probe_weight_decays": ("0,0.1", [0.0, 0.1]),
     "channels_last": ("true", True),
     "license": ("apache-2.0", "apache-2.0"),
+    "auto_augment": ("trivialaugment", "trivialaugment"),
+    "randaugment_num_ops": ("1", 1),
+    "randaugment_magnitude": ("5", 5),
+    "random_erasing": ("0.25", 0.25),
+    "mixup_alpha": ("0.8", 0.8),
+    "cutmix_alpha": ("1", 1.0),
+    "image_size_schedule": ("[[0, 32], [2, 64]]", [[0, 32], [2, 64]]),
 }
 
 
@@ -310,6 +317,12 @@ def recipes(draw):
     for name in ("random_resized_crop_scale", "random_resized_crop_ratio"):
         if values.get(name) is not None:
             values[name] = sorted((values[name] * 2)[:2])
+    views = {"linear": values.get("feature_views") or 1, "partial": values.get("feature_views")}.get(values.get("method"))
+    anew = ["mixup_alpha", "cutmix_alpha", "image_size_schedule"]
+    for name in [] if views is None else anew if views > 1 else [*anew, "auto_augment", "random_erasing"]:
+        values.pop(name, None)
+    if values.get("image_size_schedule") is not None:
+        values["image_size_schedule"] = [[0, draw(st.integers(8, 4096))], [2, values.get("image_size") or 64]]
     hints = training_hints()
     for name, bounds in TRAINING_RANGES.items():
         if draw(st.booleans()) and not (name == "dataloader_num_workers" and values.get("data_path") == "device"):
@@ -327,6 +340,8 @@ def recipes(draw):
         "hub_model_id": st.sampled_from([None, "user/name"]),
         "output_dir": st.sampled_from(["runs/a", "a b/ü", "~/runs"]),
     }
+    if values.get("image_size_schedule"):
+        values["num_train_epochs"] = 3.0
     return values | {k: draw(v) for k, v in more.items() if draw(st.booleans())}
 
 

@@ -68,7 +68,7 @@ def batch(recipe, processes=1):
 def test_those_the_project_promises_are_there():
     promised = {"quickstart", "your_images", "dinov2_small/linear", "resnet_18/full", "resnet_50/full", "efficientnet_b0/full"}
     promised |= {f"{model}/{method}" for model in ("vit_huge_14", "vit_base_16") for method in ("full", "lora", "linear")}
-    promised |= {"efficientnet_lite0/linear", "efficientnet_lite0/full"}
+    promised |= {"efficientnet_lite0/linear", "efficientnet_lite0/full", "fast_90", "fast_97"}
     assert promised <= set(NAMES)
 
 
@@ -166,6 +166,11 @@ ARCHITECTURES = {
     "facebook/dinov2-small": lambda r: from_config(
         transformers.Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=r.image_size, patch_size=14, num_labels=10)
     ),
+    "facebook/dinov2-base": lambda r: from_config(
+        transformers.Dinov2Config(
+            hidden_size=768, num_attention_heads=12, image_size=r.image_size, patch_size=14, num_labels=10
+        )
+    ),
     "microsoft/resnet-50": lambda r: from_config(transformers.ResNetConfig(num_labels=10)),
     "microsoft/resnet-18": lambda r: from_config(
         transformers.ResNetConfig(layer_type="basic", hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], num_labels=10)
@@ -214,8 +219,9 @@ def test_vit_huge_14_full_is_the_papers_protocol(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_trainers_arguments_take_every_key(name, tmp_path):
-    args = training_arguments(load_recipe(name, {"output_dir": str(tmp_path)}))
-    assert args.load_best_model_at_end
+    recipe = load_recipe(name, {"output_dir": str(tmp_path)})
+    args = training_arguments(recipe)
+    assert args.load_best_model_at_end == (recipe.validation_fraction > 0)  # with nothing to choose on, the last weights
 
 
 @pytest.mark.parametrize("name", NAMES)
