@@ -194,27 +194,32 @@ def compute_features(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with aside(path).open("wb") as file:
-                np.save(file, features)
+                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(features))
+                file.write(features.data)  # np.save writes a small array by a copy of the file and doesn't see that it fails
                 file.flush()
                 os.fsync(file.fileno())
             aside(path).replace(path)
         except OSError as error:
+            aside(path).unlink(missing_ok=True)
             log.warning("features: not cached: %s", error)
     return features
 
 
 class FeatureBatches(torch.utils.data.Dataset):
-    """Whole batches of features by index. A ticket is epoch * n + index; epoch e uses view e modulo their number."""
+    """Whole batches of features by index. A ticket is epoch * n + index; epoch e uses view e modulo their number.
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
-        self.features, self.labels = features, labels
+    values: [views, n, ...]. labels: int64 [n].
+    """
+
+    def __init__(self, values: np.ndarray, labels: np.ndarray) -> None:
+        self.values, self.labels = values, labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, tickets: list[int]) -> dict[str, torch.Tensor]:
         epoch, index = np.divmod(np.asarray(tickets), len(self))
-        values = self.features[epoch % len(self.features), index]
+        values = np.asarray(self.values[epoch % len(self.values), index])
         return {"features": torch.from_numpy(values), "labels": torch.from_numpy(self.labels[index])}
 
     def model_inputs(self, batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -111,7 +111,6 @@ class TransformKeys:
         None,
         "progressive resizing: [[epoch, pixels], ...], the side of training images from each epoch on; the last stage is"
         " `image_size`, and evaluation always",
-        low=0,
     )
 
 

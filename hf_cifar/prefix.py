@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from hf_cifar.backbones import blocks, head
 from hf_cifar.batches import ImageBatches
-from hf_cifar.features import aside, cached, everywhere, feature_key, once, writes
+from hf_cifar.features import FeatureBatches, aside, cached, everywhere, feature_key, once, writes
 
 log = logging.getLogger(__name__)
 DISK_SHARE = 0.5  # of the free disk that hidden states may take
@@ -141,7 +141,7 @@ class Prefix:
         self.model.eval()
         hidden = self.compute(pixels)
         if not torch.equal(trained, hidden):
-            raise RunsAtEveryStep("what is frozen is random in training (see `dropout` and `drop_path_rate`)")
+            raise RunsAtEveryStep("what is frozen is random in training (dropout or stochastic depth in the model's config)")
         if hidden.dtype not in STORED or len(hidden) != 3:
             raise RunsAtEveryStep(f"a hidden state is {hidden.dtype} {tuple(hidden.shape)}")
         order = hidden.dim_order()
@@ -279,28 +279,20 @@ def _by_rows(two: Any, three: Any) -> Callable[[int], Any] | None:
     return given
 
 
-class HiddenBatches(torch.utils.data.Dataset):
-    """Whole batches of hidden states by index, for a model whose `Prefix` is installed. A ticket is epoch * n + index; epoch e
-    uses view e modulo their number.
+class HiddenBatches(FeatureBatches):
+    """Whole batches of hidden states by index, for a model whose `Prefix` is installed.
 
     values: [views, n, *prefix.shape] of the stored dtype. labels: int64 [n].
     """
 
     def __init__(self, values: np.ndarray, labels: np.ndarray, prefix: Prefix) -> None:
-        self.values, self.labels, self.prefix = values, labels, prefix
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, tickets: list[int]) -> dict[str, torch.Tensor]:
-        epoch, index = np.divmod(np.asarray(tickets), len(self))
-        values = np.asarray(self.values[epoch % len(self.values), index])
-        return {"hidden": torch.from_numpy(values), "labels": torch.from_numpy(self.labels[index])}
+        super().__init__(values, labels)
+        self.prefix = prefix
 
     def model_inputs(self, batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
         """{hidden: [B, ...] as the block gets it, labels: int64 [B]} on `device`."""
-        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-        return batch | {"hidden": self.prefix.unpack(batch["hidden"])}
+        batch = super().model_inputs(batch, device)
+        return {"hidden": self.prefix.unpack(batch["features"]), "labels": batch["labels"]}
 
 
 def hidden_batches(

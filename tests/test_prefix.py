@@ -288,6 +288,27 @@ def test_a_disk_that_fills_up_is_survived(tiny, go, tmp_path, caplog):
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-6
 
 
+def test_features_that_no_disk_takes_leave_nothing_behind(tiny, go, tmp_path, monkeypatch, caplog):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    first = go("first", tiny("vit"), method="linear", max_steps=2, save_strategy="no")
+    shutil.rmtree(tmp_path / "cache" / "features")
+    compute = stages.compute_features
+
+    def on_a_full_disk(*args, **kwargs):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            return compute(*args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(stages, "compute_features", on_a_full_disk)
+    with caplog.at_level("WARNING", "hf_cifar"):
+        second = go("second", tiny("vit"), method="linear", max_steps=2, save_strategy="no")
+    assert "features: not cached: " in caplog.text
+    assert not list((tmp_path / "cache" / "features").iterdir())
+    same_weights(first, second)
+
+
 def test_a_damaged_file_is_computed_anew(tiny, go, tmp_path, caplog):
     first = go("first", tiny("vit"), max_steps=2)
     for path in (tmp_path / "cache" / "features").glob("*.npy"):

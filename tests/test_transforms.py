@@ -12,9 +12,10 @@ from torchvision.transforms.v2 import functional as tv
 from transformers import ViTImageProcessor
 
 from hf_cifar.batches import ImageBatches, TicketSampler, whole_batch
+from hf_cifar.counters import uniform
 from hf_cifar.data import Split
 from hf_cifar.table import ImageFiles, ImageTable
-from hf_cifar.transforms import Transforms, resampling, uniform
+from hf_cifar.transforms import Transforms, resampling
 
 MODES = {2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
 
