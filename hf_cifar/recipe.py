@@ -171,7 +171,52 @@ def _check_together(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: push_to_hub: say where with `hub_model_id: user/name`")
     if recipe.data_path == "device" and recipe.training["dataloader_num_workers"]:
         raise UserError(f"{where}: dataloader_num_workers: workers have nothing to do with `data_path: device`; set 0")
+    if recipe.training.get("auto_find_batch_size") and recipe.scale_learning_rate != "none":
+        raise UserError(
+            f"{where}: scale_learning_rate: needs a batch that is known, and auto_find_batch_size finds it; drop one"
+        )
+    _check_adaptation(recipe, where)
+    _check_watching(recipe, where)
     _check_regularization(recipe, where)
+
+
+def _check_adaptation(recipe: Recipe, where: str) -> None:
+    """Keys about what trains that would do nothing, or nothing good, in the recipe's method."""
+    freeze, unfreeze = recipe.freeze_groups or [], recipe.unfreeze_groups or []
+    if unfreeze and recipe.method != "partial":
+        raise UserError(f"{where}: unfreeze_groups: only `method: partial` freezes what they would unfreeze; set it")
+    if recipe.method == "partial" and recipe.unfreeze_blocks == 0 and not unfreeze:
+        raise UserError(f"{where}: unfreeze_blocks: 0 leaves only the head, which is `method: linear`; or name unfreeze_groups")
+    if both := sorted(set(freeze) & set(unfreeze)):
+        raise UserError(f"{where}: freeze_groups: {both[0]} is also in unfreeze_groups; choose one")
+    if recipe.method == "linear":
+        for name in ("dropout", "drop_path_rate", "freeze_groups", "head_epochs", "unfreeze_every", "muon"):
+            if getattr(recipe, name):
+                raise UserError(f"{where}: {name}: does nothing with `method: linear`, which trains heads on features")
+    if freeze and recipe.method == "lora":
+        raise UserError(f"{where}: freeze_groups: `method: lora` freezes the whole backbone already; leave it out")
+    if "head" in freeze and (recipe.head_init != "pretrained" or recipe.head_epochs):
+        raise UserError(f"{where}: freeze_groups: a new head must train; keep `head` out, or set `head_init: pretrained` alone")
+    if recipe.head_epochs and recipe.unfreeze_every:
+        raise UserError(f"{where}: unfreeze_every: begins with the head alone by itself; leave head_epochs out")
+    epochs = recipe.training["num_train_epochs"]
+    for name in ("head_epochs", "unfreeze_every"):
+        if recipe.training["max_steps"] <= 0 and getattr(recipe, name) >= epochs:
+            raise UserError(f"{where}: {name}: nothing but the head would train in num_train_epochs: {epochs:g}; lower it")
+
+
+def _check_watching(recipe: Recipe, where: str) -> None:
+    """What is chosen on validation needs one."""
+    t = recipe.training
+    if recipe.temperature_scaling and recipe.validation_fraction == 0:
+        raise UserError(f"{where}: temperature_scaling: is fitted on validation; raise validation_fraction")
+    if recipe.early_stopping_patience is None:
+        return
+    if recipe.validation_fraction == 0 or t["eval_strategy"] == "no" or t["save_strategy"] != t["eval_strategy"]:
+        raise UserError(
+            f"{where}: early_stopping_patience: watches validation and keeps the best checkpoint; it needs validation_fraction"
+            " above 0, and the same eval_strategy and save_strategy"
+        )
 
 
 def _check_regularization(recipe: Recipe, where: str) -> None:

@@ -198,7 +198,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "accelerator_config": {"non_blocking": cuda} | (values.get("accelerator_config") or {}),
     }
     if values.get("ddp_find_unused_parameters") is None:
-        values["ddp_find_unused_parameters"] = False  # what trains is always used
+        # What trains is always used, but while a schedule keeps some of it frozen.
+        values["ddp_find_unused_parameters"] = bool(recipe.head_epochs or recipe.unfreeze_every)
     if cuda and values.get("tf32") is None:
         values["tf32"] = torch.cuda.get_device_capability()[0] >= 8
     try:

@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainingArguments
 
 from hf_cifar import checkpoints, hardware, report
-from hf_cifar.adaptation import group_table, parameter_groups, save_adapter
+from hf_cifar.adaptation import group_table, learning_rate_scale, parameter_groups, save_adapter
+from hf_cifar.averaging import WeightAverage
 from hf_cifar.backbones import Backbone, check_schedule, head
 from hf_cifar.batches import ImageBatches, resident_pixels
 from hf_cifar.cache import cache_folder
@@ -32,7 +34,8 @@ from hf_cifar.features import (
     knn_accuracy,
     weights_fingerprint,
 )
-from hf_cifar.metrics import classification_metrics, trainer_metrics
+from hf_cifar.freezing import Thaw
+from hf_cifar.metrics import calibrated, classification_metrics, fit_temperature, trainer_metrics
 from hf_cifar.prefix import HiddenBatches, Prefix, RunsAtEveryStep, hidden_batches
 from hf_cifar.recipe import Recipe, public_name
 from hf_cifar.table import ImageTable
@@ -53,6 +56,7 @@ class Stage:
     backbone: Backbone
     model: Any
     flops: int
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         r, data, transforms = self.recipe, self.data, make_transforms(self.recipe, self.backbone)
@@ -77,6 +81,15 @@ class Stage:
         for split in (data.validation, data.test):
             if split is not None:
                 self.eval_sets[split.name] = batches(split, False)
+        if r.tta == "flip" and data.test is not None:
+            self.eval_sets["flipped"] = batches(data.test, False)
+            self.eval_sets["flipped"].mirrored = True
+        self.rate_scale = 1.0
+        if r.scale_learning_rate != "none":
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            self.rate_scale = learning_rate_scale(r, batch)
+            rate = self.args.learning_rate * self.rate_scale
+            log.info("learning rate: %.3g, %.4g times the recipe's: %d images an update", rate, self.rate_scale, batch)
         if not isinstance(data.train.images, ImageTable) and r.training["dataloader_num_workers"] is None:
             self.args.dataloader_num_workers = min(8, os.cpu_count() or 1)
             log.info("images of many sizes: decoded by %d workers", self.args.dataloader_num_workers)
@@ -95,10 +108,10 @@ class Stage:
         self.backbone.processor.save_pretrained(self.recipe.output_dir)
 
     def make_trainer(self, model: Any, groups: Callable, metrics: Callable, flops: float) -> CifarTrainer:
-        images_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        r = self.recipe
         if len(self.train_set) < self.args.train_batch_size * self.args.world_size:
             self.args.dataloader_drop_last = False  # fewer images than one batch
-        self.speed = Speed(images_per_step)
+        self.speed = Speed()
         trainer = CifarTrainer(
             model=model,
             args=self.args,
@@ -108,12 +121,15 @@ class Stage:
             callbacks=[self.speed],
             parameter_groups=groups,
             flops_per_image=flops,
-            keep_checkpoints=self.recipe.training["save_total_limit"],
+            keep_checkpoints=r.training["save_total_limit"],
+            average=WeightAverage(model, r.ema_decay) if r.ema_decay else None,
         )
+        if r.early_stopping_patience is not None:
+            trainer.add_callback(EarlyStoppingCallback(r.early_stopping_patience, r.early_stopping_threshold))
         for printer in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(printer)
         if not self.args.disable_tqdm:
-            trainer.add_callback(Progress(images_per_step))
+            trainer.add_callback(Progress(self.speed))
         return trainer
 
     def fit(self, trainer: CifarTrainer) -> dict[str, Any]:
@@ -133,10 +149,20 @@ class Stage:
         finally:
             interrupt.leave()
         runtime, state = trainer.carry.seconds(), trainer.state
+        if trainer.average is not None:
+            if state.best_model_checkpoint and self.args.load_best_model_at_end:
+                trainer.average.load(Path(state.best_model_checkpoint))
+            trainer.average.swap()
         logits = {n: np.asarray(trainer.predict(b, metric_key_prefix=n).predictions) for n, b in self.eval_sets.items()}
         probabilities, chosen = self.answers(logits)
         metrics: dict[str, Any] = {"run_name": self.recipe.output_dir.name}
+        if self.recipe.temperature_scaling:
+            metrics |= self._calibrate(probabilities)
         names = self.data.label_names
+        if (flipped := probabilities.pop("flipped", None)) is not None:
+            both = (probabilities["test"] + flipped) / 2
+            found = classification_metrics(both, self.eval_sets["test"].labels, names, prefix="flip")
+            metrics |= {f"test_{name}": found[name] for name in ("flip_accuracy", "flip_accuracy_ci95", "flip_nll", "flip_ece")}
         for name, values in probabilities.items():
             labels = self.eval_sets[name].labels
             found = classification_metrics(values, labels, names, prefix=name)
@@ -157,6 +183,24 @@ class Stage:
             "history": state.log_history,
         }
         return metrics | chosen | self._facts()
+
+    def _calibrate(self, probabilities: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Fit the temperature on validation and apply it, in place; calibration before it, for the record."""
+        labels, names = {n: self.eval_sets[n].labels for n in probabilities}, self.data.label_names
+        self.temperature = fit_temperature(probabilities["validation"], labels["validation"])
+        told: dict[str, Any] = {"temperature": self.temperature}
+        for name, values in probabilities.items():
+            if name in ("validation", "test"):
+                found = classification_metrics(values, labels[name], names, prefix=name)
+                told |= {f"{name}_{what}_before_temperature": found[f"{name}_{what}"] for what in ("nll", "ece")}
+            probabilities[name] = calibrated(values, self.temperature)
+        return told
+
+    @torch.no_grad()
+    def _fold_temperature(self) -> None:
+        linear = head(self.model)[1]
+        for parameter in linear.parameters():
+            parameter.div_(self.temperature)
 
     def _facts(self) -> dict[str, Any]:
         r, parameters, base = self.recipe, list(self.model.parameters()), self.backbone.model
@@ -222,11 +266,15 @@ class WholeModel(Stage):
                 log.info("hidden states: none are cached: %s", why)
 
         def groups(model: Any) -> list[dict[str, Any]]:
-            found = parameter_groups(model, args.learning_rate, args.weight_decay, r.head_learning_rate, r.layer_decay)
+            rate, own = args.learning_rate * self.rate_scale, (r.head_learning_rate or args.learning_rate) * self.rate_scale
+            found = parameter_groups(model, rate, args.weight_decay, own, r.layer_decay, r.muon)
             log.info("what trains:\n%s", group_table(found))
             return found
 
-        return self.make_trainer(self.model, groups, trainer_metrics(), self.flops)
+        trainer = self.make_trainer(self.model, groups, trainer_metrics(), self.flops)
+        if r.head_epochs or r.unfreeze_every:
+            trainer.add_callback(Thaw(self.model, r))
+        return trainer
 
     def _start_above_what_is_frozen(self) -> None:
         """Run what is frozen once over all images, and let training and scoring begin at the first block that trains."""
@@ -264,6 +312,7 @@ class WholeModel(Stage):
     def save_model(self, trainer: CifarTrainer) -> None:
         if self.prefix is not None:
             self.prefix.remove()
+        self._fold_temperature()
         if self.recipe.method == "lora":
             save_adapter(self.model, self.recipe.output_dir / "adapter")
             self.model = self.model.merge_and_unload()
@@ -298,7 +347,7 @@ class Heads(Stage):
         labels = self.train_set.labels
         if "test" in features:
             self.told["knn_accuracy"] = knn_accuracy(views[0], labels, features["test"][0], self.eval_sets["test"].labels)
-        rates = r.probe_learning_rates or [args.learning_rate]
+        rates = [rate * self.rate_scale for rate in r.probe_learning_rates or [args.learning_rate]]
         decays = r.probe_weight_decays or [args.weight_decay]
         self.grid = [(lr, wd) for lr in rates for wd in decays]
         if len(self.grid) > 1:
@@ -311,7 +360,7 @@ class Heads(Stage):
 
         def groups(heads: Any) -> list[dict[str, Any]]:
             return [
-                {"name": f"head {k}", "params": list(heads.heads[k].parameters()), "lr": lr, "weight_decay": wd}
+                {"name": f"head {k}", "params": list(heads.heads[k].parameters()), "lr": lr, "weight_decay": wd, "muon": False}
                 for k, (lr, wd) in enumerate(self.grid)
             ]
 
@@ -332,6 +381,7 @@ class Heads(Stage):
     def save_model(self, trainer: CifarTrainer) -> None:
         heads = cast(LinearHeads, trainer.model)
         heads.cpu().write_into(head(self.model.cpu())[1], self.best_head)
+        self._fold_temperature()
         super().save_model(trainer)
 
 

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from peft import PeftModel
 from torch.nn import functional as F
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedModel,
     ProgressCallback,
     Trainer,
@@ -27,7 +30,9 @@ from transformers import (
 )
 
 from hf_cifar import checkpoints
+from hf_cifar.averaging import WeightAverage
 from hf_cifar.batches import TicketSampler, whole_batch
+from hf_cifar.optimizers import MuonAnd
 
 log = logging.getLogger(__name__)
 CARRIED = "carried.json"
@@ -42,6 +47,7 @@ class CifarTrainer(Trainer):
 
     parameter_groups: what the optimizer gets, made when it is created.
     flops_per_image: forward FLOPs; training is counted as three times that.
+    average: of the weights, which is then what is evaluated.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class CifarTrainer(Trainer):
         parameter_groups: Callable[[torch.nn.Module], list[dict[str, Any]]],
         flops_per_image: float,
         keep_checkpoints: int | None,
+        average: WeightAverage | None = None,
         **kwargs: Any,
     ) -> None:
         self.parameter_groups = parameter_groups
@@ -61,6 +68,9 @@ class CifarTrainer(Trainer):
         self.first_bad_step = torch.full((), -1, device=self.args.device)
         self.evaluating: Any = None  # the dataset that is being evaluated
         self.add_callback(_Carry(self))
+        self.average = average
+        if average is not None:
+            self.add_callback(average)
 
     # ---- data ----
 
@@ -116,7 +126,8 @@ class CifarTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self.stop_if_diverged()
-        return super().evaluate(*args, **kwargs)
+        with self.average.in_place() if self.average is not None else contextlib.nullcontext():
+            return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
@@ -137,12 +148,19 @@ class CifarTrainer(Trainer):
             kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
             # An optimizer that picks its own parameters (GaLore, LOMO ...) says so under one of these names.
             if not {"params", "model", "optimizer_dict"} & set(kwargs):
-                merged: dict[tuple[float, float], dict[str, Any]] = {}  # one fused call for all that share rate and decay
+                merged: dict[tuple[float, float, bool], dict[str, Any]] = {}  # one fused call for all that share these
                 for group in self.parameter_groups(target):
-                    same = merged.setdefault((group["lr"], group["weight_decay"]), {**group, "params": []})
+                    same = merged.setdefault((group["lr"], group["weight_decay"], group["muon"]), {**group, "params": []})
                     same["params"] += group["params"]
-                self.optimizer_cls_and_kwargs = (kind, kwargs | {"params": list(merged.values())})
+                groups = list(merged.values())
+                if any(group["muon"] for group in groups):
+                    kind, kwargs = MuonAnd, {"rest": partial(kind, **kwargs)}
+                self.optimizer_cls_and_kwargs = (kind, kwargs | {"params": groups})
         return super().create_optimizer(model) if model is not None else super().create_optimizer()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:  # resumed where it had ended: the Trainer's own loop would go on
+            super()._run_epoch(*args, **kwargs)
 
     # ---- checkpoints ----
 
@@ -175,6 +193,8 @@ class CifarTrainer(Trainer):
         self.state.best_model_checkpoint = best  # not the place where it was written
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            if self.average is not None:
+                self.average.save(aside)
             (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
             self.state.save_to_json(str(aside / "trainer_state.json"))
             checkpoints.seal(aside, root / name)
@@ -186,9 +206,15 @@ class CifarTrainer(Trainer):
     def carry(self) -> _Carry:
         return next(c for c in self.callback_handler.callbacks if isinstance(c, _Carry))
 
+    @property
+    def early_stopping(self) -> EarlyStoppingCallback | None:
+        return next((c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)), None)
+
 
 class _Carry(TrainerCallback):
-    """Carries over a resume what the Trainer itself starts anew: the loss summed since the last log, and the clock."""
+    """Carries over a resume what the Trainer itself starts anew: the loss summed since the last log, the clock, the average of
+    the weights, how long nothing got better; and that there is nothing left to train.
+    """
 
     def __init__(self, trainer: CifarTrainer) -> None:
         self.trainer, self.seconds_before, self.began = trainer, 0.0, time.perf_counter()
@@ -201,6 +227,7 @@ class _Carry(TrainerCallback):
             "total_loss": float(t._total_loss_scalar).hex(),
             "last_logged": t._globalstep_last_logged,
             "seconds": self.seconds(),
+            "without_gain": t.early_stopping.early_stopping_patience_counter if t.early_stopping else 0,
         }
         path = folder / (CARRIED if t.args.process_index == 0 else f"carried-{t.args.process_index}.json")
         path.write_text(json.dumps(values))
@@ -222,6 +249,13 @@ class _Carry(TrainerCallback):
             t._total_loss_scalar = float.fromhex(values["total_loss"])
             t._globalstep_last_logged, t._initial_global_step = values["last_logged"], 0
             self.seconds_before = values["seconds"]
+            if (stopping := t.early_stopping) is not None:
+                stopping.early_stopping_patience_counter = values["without_gain"]
+                control.should_training_stop = values["without_gain"] >= stopping.early_stopping_patience
+        if self.trainer.average is not None:
+            self.trainer.average.load(self.resume_from)
+        if state.global_step >= state.max_steps:
+            control.should_training_stop = True
 
 
 class Speed(TrainerCallback):
@@ -230,8 +264,8 @@ class Speed(TrainerCallback):
     host only queues the work.
     """
 
-    def __init__(self, images_per_step: int) -> None:
-        self.images_per_step = images_per_step
+    def __init__(self) -> None:
+        self.images_per_step = 0  # over all processes and accumulation; known when training begins
         self.spans: list[tuple[Any, Any]] = []
         self.last: Any = None
 
@@ -245,6 +279,8 @@ class Speed(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.last = None
+        self.spans.clear()  # of a start with a batch that did not fit (`auto_find_batch_size`)
+        self.images_per_step = state.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.last is None:
@@ -275,9 +311,9 @@ class Speed(TrainerCallback):
 class Progress(ProgressCallback):
     """One bar: epoch, loss, learning rate, images/s, time left. The Trainer's own prints a dict a log instead."""
 
-    def __init__(self, images_per_step: int) -> None:
+    def __init__(self, speed: Speed) -> None:
         super().__init__()
-        self.images_per_step = images_per_step
+        self.speed = speed
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         if self.training_bar is None or not logs:
@@ -291,7 +327,7 @@ class Progress(ProgressCallback):
             rate = self.training_bar.format_dict.get("rate") or 0.0
             self.training_bar.set_postfix_str(
                 f"epoch {state.epoch:.2f}, loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e},"
-                f" {rate * self.images_per_step:.0f} images/s"
+                f" {rate * self.speed.images_per_step:.0f} images/s"
             )
 
 

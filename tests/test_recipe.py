@@ -109,6 +109,9 @@ def test_wrong_type_says_what_it_must_be(tmp_path, line, must):
         ("lora_dropout: 1", "at most 0.99"),
         ("per_device_train_batch_size: 0", "at least 1"),
         ("seed: -1", "at least 0"),
+        ("ema_decay: 1", "at most 0.999999"),
+        ("head_epochs: -1", "at least 0"),
+        ("early_stopping_patience: 0", "at least 1"),
         ("num_train_epochs: 0", "above 0"),
         ("train_samples_per_class: 0", "at least 1"),
     ],
@@ -139,6 +142,18 @@ def test_a_token_is_refused_without_being_repeated(tmp_path):
         ("random_resized_crop_ratio: [1, 1, 1]", "random_resized_crop_ratio: takes [least, most]"),
         ("push_to_hub: true", "hub_model_id"),
         ("data_path: device\ndataloader_num_workers: 2", "dataloader_num_workers"),
+        ("unfreeze_groups: [norms]", "only `method: partial`"),
+        ("method: partial\nunfreeze_blocks: 0", "which is `method: linear`"),
+        ("method: partial\nunfreeze_groups: [norms]\nfreeze_groups: [norms]", "norms is also in unfreeze_groups"),
+        ("method: linear\nmuon: true", "muon: does nothing with `method: linear`"),
+        ("method: linear\ndrop_path_rate: 0.1", "drop_path_rate: does nothing"),
+        ("method: lora\nfreeze_groups: [norms]", "freezes the whole backbone already"),
+        ("freeze_groups: [head]", "a new head must train"),
+        ("head_epochs: 1\nunfreeze_every: 1", "leave head_epochs out"),
+        ("head_epochs: 3", "nothing but the head would train in num_train_epochs: 3"),
+        ("temperature_scaling: true\nvalidation_fraction: 0", "raise validation_fraction"),
+        ("early_stopping_patience: 2\neval_strategy: steps", "the same eval_strategy and save_strategy"),
+        ("early_stopping_patience: 2\nvalidation_fraction: 0", "validation_fraction above 0"),
     ],
 )
 def test_keys_that_do_not_go_together(tmp_path, lines, about):
@@ -248,6 +263,20 @@ SAMPLES = {  # a value for each own key, as typed and as meant
     "random_erasing": ("0.25", 0.25),
     "mixup_alpha": ("0.8", 0.8),
     "cutmix_alpha": ("1", 1.0),
+    "dropout": ("0.1", 0.1),
+    "drop_path_rate": ("0.1", 0.1),
+    "unfreeze_groups": ("norms,biases", ["norms", "biases"]),
+    "freeze_groups": ("[embeddings]", ["embeddings"]),
+    "head_epochs": ("1", 1.0),
+    "unfreeze_every": ("0.5", 0.5),
+    "scale_learning_rate": ("linear", "linear"),
+    "scale_learning_rate_base": ("512", 512),
+    "muon": ("true", True),
+    "ema_decay": ("0.99", 0.99),
+    "early_stopping_patience": ("3", 3),
+    "early_stopping_threshold": ("0.001", 0.001),
+    "temperature_scaling": ("true", True),
+    "tta": ("flip", "flip"),
     "image_size_schedule": ("[[0, 32], [2, 64]]", [[0, 32], [2, 64]]),
 }
 
@@ -256,7 +285,7 @@ SAMPLES = {  # a value for each own key, as typed and as meant
 def test_every_own_key_has_help_and_can_be_typed(key, tmp_path, capsys):
     typed, meant = SAMPLES[key]
     assert own_fields()[key].metadata["help"].strip() == own_fields()[key].metadata["help"] != ""
-    path = written(tmp_path, "")
+    path = written(tmp_path, "method: partial\n" if key == "unfreeze_groups" else "")
     for words in ([f"--{key}", typed], [f"--{key.replace('_', '-')}={typed}"]):
         recipe = load_recipe(path, cli.overrides(words))
         assert getattr(recipe, key) == meant and type(getattr(recipe, key)) is type(meant)
@@ -306,6 +335,26 @@ def values_of(hint, low, high, above):
     return st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=12).filter(lambda t: t != "~")
 
 
+def fit_adaptation(values):
+    """Leave out what does not go together."""
+    method = values.get("method", "full")
+    groups = set(values.get("freeze_groups") or []) - {"head"} - set(values.get("unfreeze_groups") or [])
+    values["freeze_groups"] = sorted(groups) or None
+    if method != "partial":
+        values.pop("unfreeze_groups", None)
+    elif values.get("unfreeze_blocks") == 0:
+        values["unfreeze_groups"], values["freeze_groups"] = ["norms"], None
+    if method == "lora":
+        values["freeze_groups"] = None
+    if method == "linear":
+        for name in ("dropout", "drop_path_rate", "freeze_groups", "head_epochs", "unfreeze_every", "muon"):
+            values.pop(name, None)
+    if values.get("head_epochs"):
+        values["head_epochs"], values["unfreeze_every"] = 1.0, 0.0
+    elif values.get("unfreeze_every"):
+        values["unfreeze_every"] = 0.5
+
+
 @st.composite
 def recipes(draw):
     """Key -> value of a random valid recipe."""
@@ -323,6 +372,7 @@ def recipes(draw):
         values.pop(name, None)
     if values.get("image_size_schedule") is not None:
         values["image_size_schedule"] = [[0, draw(st.integers(8, 4096))], [2, values.get("image_size") or 64]]
+    fit_adaptation(values)
     hints = training_hints()
     for name, bounds in TRAINING_RANGES.items():
         if draw(st.booleans()) and not (name == "dataloader_num_workers" and values.get("data_path") == "device"):
@@ -340,9 +390,12 @@ def recipes(draw):
         "hub_model_id": st.sampled_from([None, "user/name"]),
         "output_dir": st.sampled_from(["runs/a", "a b/ü", "~/runs"]),
     }
-    if values.get("image_size_schedule"):
+    if values.get("image_size_schedule") or values.get("head_epochs") or values.get("unfreeze_every"):
         values["num_train_epochs"] = 3.0
-    return values | {k: draw(v) for k, v in more.items() if draw(st.booleans())}
+    values |= {k: draw(v) for k, v in more.items() if draw(st.booleans())}
+    if values.get("temperature_scaling") or values.get("early_stopping_patience"):
+        values |= {"validation_fraction": 0.1, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    return values
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
