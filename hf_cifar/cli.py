@@ -91,6 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("recipe", metavar="RECIPE", help="a file, a run folder, or the name of a packaged recipe")
     command.add_argument("--fresh", action="store_true", help="start over: remove what the run folder holds")
 
+    command = add("find-lr", _find_lr, "Look for a learning rate: train a few steps while it grows.", epilog=keys_help())
+    command.set_defaults(takes_keys=True)
+    command.add_argument("recipe", metavar="RECIPE", help="as for `train`")
+    command.add_argument("--start", type=float, default=1e-6, help="the first rate")
+    command.add_argument("--end", type=float, default=1.0, help="the last rate; it stops before where the loss breaks away")
+    command.add_argument("--steps", type=_positive, default=100)
+    command.add_argument("--out", type=Path, help="folder of table and plot; default: runs/ and the recipe's name, -find-lr")
+
     command = add("evaluate", _evaluate, "Score a run or model on a split.")
     command.add_argument(
         "model", metavar="RUN_OR_MODEL", help="a run folder, a model folder, or a Hub id, with @revision if wanted"
@@ -190,6 +198,23 @@ def _train(args: argparse.Namespace, keys: dict[str, str]) -> None:
         from hf_cifar.hub import push
 
         push(run.path, recipe.training["hub_model_id"], private=bool(recipe.training["hub_private_repo"]))
+
+
+def _find_lr(args: argparse.Namespace, keys: dict[str, str]) -> None:
+    recipe = load_recipe(args.recipe, keys)
+    out = args.out or recipe.output_dir.with_name(recipe.output_dir.name + "-find-lr")
+    _quiet()
+    from hf_cifar.find_lr import find_lr, write
+
+    found = find_lr(recipe, start=args.start, end=args.end, steps=args.steps)
+    write(found, out)
+    print(f"{'learning rate':>14}{'loss':>10}{'smoothed':>10}")
+    every = max(1, len(found.rates) // 20)
+    for rate, loss, smoothed in list(zip(found.rates, found.losses, found.smoothed, strict=True))[::every]:
+        print(f"{rate:>14.2e}{loss:>10.4f}{smoothed:>10.4f}")
+    print(f"falls fastest at {found.steepest:.2g}; a tenth of the rate of the least loss is {found.tenth_of_least:.2g}")
+    print(f"to use it: hf-cifar train {args.recipe} --learning_rate {found.steepest:.2g}")
+    print(f"table and plot: {out}")
 
 
 def _evaluate(args: argparse.Namespace, _: Any) -> None:

@@ -228,3 +228,19 @@ def reliability(bins: Sequence[dict[str, Any]], ece: float) -> Figure:
 def _short(name: str, length: int = 18) -> str:
     # "$" would start mathematics in matplotlib.
     return (name if len(name) <= length else name[: length - 1] + "…").replace("$", r"\$")
+
+
+def range_test(rates: list[float], losses: list[float], smoothed: list[float], suggestion: float) -> Figure:
+    """Loss against a rising learning rate, on a logarithmic axis, with the rate that is suggested."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(rates, losses, color=GREY, linewidth=0.8, label="loss of a step")
+        axes.plot(rates, smoothed, color=BLUE, linewidth=1.8, label="smoothed")
+        axes.axvline(suggestion, color=ORANGE, linestyle="--", label=f"falls fastest: {suggestion:.2g}")
+        axes.set_xscale("log")
+        axes.set_ylim(0, 1.3 * max(smoothed[0], min(smoothed)))
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("loss")
+        axes.legend(loc="upper left")
+    return figure

@@ -24,7 +24,7 @@ from hf_cifar.backbones import describe, load_backbone
 from hf_cifar.data import load_data
 from hf_cifar.errors import UserError
 from hf_cifar.recipe import Recipe, load_recipe, public_name
-from hf_cifar.stages import Heads, WholeModel
+from hf_cifar.stages import Heads, Stage, WholeModel
 
 log = logging.getLogger(__name__)
 
@@ -216,12 +216,14 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     return args
 
 
-def _train(recipe: Recipe, args: TrainingArguments) -> Run:
-    folder = recipe.output_dir
+def prepare(recipe: Recipe, args: TrainingArguments) -> Stage:
+    """Data, backbone and adaptation on the device, in the precision and layout that are fastest there, ready to train.
+
+    Writes precision and layout into the recipe. Raises UserError for bad input.
+    """
     set_seed(recipe.seed)
     if args.device.type == "cpu":
         hardware.keep_freed_memory()
-    joules = hardware.energy_joules(args.device) if args.world_size == 1 else None  # one process sees one device's counter
     data = load_data(recipe)
     for line in data.messages:
         log.info("%s", line)
@@ -235,11 +237,17 @@ def _train(recipe: Recipe, args: TrainingArguments) -> Run:
     log.info("speed: %s", why)
     if recipe.training["bf16"] and recipe.method != "linear":
         args.bf16, args.mixed_precision = True, "bf16"
+    flops = hardware.forward_flops(model, backbone.image_size, args.device)
+    return (Heads if recipe.method == "linear" else WholeModel)(recipe, args, data, backbone, model, flops)
+
+
+def _train(recipe: Recipe, args: TrainingArguments) -> Run:
+    folder = recipe.output_dir
+    joules = hardware.energy_joules(args.device) if args.world_size == 1 else None  # one process sees one device's counter
+    stage = prepare(recipe, args)
     if args.should_save:
         (folder / "recipe.yaml.part").write_text(recipe.to_yaml())
         (folder / "recipe.yaml.part").replace(folder / "recipe.yaml")
-    flops = hardware.forward_flops(model, backbone.image_size, args.device)
-    stage = (Heads if recipe.method == "linear" else WholeModel)(recipe, args, data, backbone, model, flops)
     trainer = stage.trainer()
     metrics = stage.fit(trainer)
     used = hardware.energy_joules(args.device)
