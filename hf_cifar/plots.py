@@ -242,5 +242,5 @@ def range_test(rates: list[float], losses: list[float], smoothed: list[float], s
         axes.set_ylim(0, 1.3 * max(smoothed[0], min(smoothed)))
         axes.set_xlabel("learning rate")
         axes.set_ylabel("loss")
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower left")
     return figure

@@ -135,6 +135,48 @@ def test_a_schedule_is_the_same_run_after_a_resume(tiny, go, monkeypatch):  # no
         assert numbers(resumed) == numbers(whole)
 
 
+EVERYTHING = {
+    "method": "lora",
+    "bf16": True,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": True,
+    "num_train_epochs": 3,
+    "head_epochs": 1,
+    "head_learning_rate": 0.01,
+    "layer_decay": 0.8,
+    "scale_learning_rate": "sqrt",
+    "scale_learning_rate_base": 16,
+    "weight_decay": 0.05,
+    "lora_dropout": 0.1,
+    "dropout": 0.1,
+    "label_smoothing_factor": 0.1,
+    "mixup_alpha": 0.4,
+    "cutmix_alpha": 1.0,
+    "random_erasing": 0.25,
+    "auto_augment": "trivialaugment",
+    "image_size_schedule": [[0, 24], [2, 32]],
+    "muon": True,
+    "ema_decay": 0.8,
+    "early_stopping_patience": 9,
+    "temperature_scaling": True,
+    "tta": "flip",
+}
+
+
+def test_all_levers_at_once_resume_to_the_bit(tiny, go, monkeypatch):  # noqa: F811
+    keys = EVERY_3 | EVERYTHING
+    whole = go("whole", tiny("vit"), **keys)
+    for step in (8, 20):  # in the head's epoch, and in the middle of a step of the last one
+        with monkeypatch.context() as m, pytest.raises(Cut):
+            cut_at(m, step)
+            go("cut", tiny("vit"), **keys)
+    resumed = go("cut", tiny("vit"), **keys)
+    same_weights(whole, resumed)
+    assert history(resumed) == history(whole) and numbers(resumed) == numbers(whole)
+    assert whole.metrics["precision"] == "bf16" and whole.metrics["temperature"] != 1
+
+
 # ---- the average of the weights ----
 
 

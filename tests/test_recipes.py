@@ -68,7 +68,10 @@ def batch(recipe, processes=1):
 def test_those_the_project_promises_are_there():
     promised = {"quickstart", "your_images", "dinov2_small/linear", "resnet_18/full", "resnet_50/full", "efficientnet_b0/full"}
     promised |= {f"{model}/{method}" for model in ("vit_huge_14", "vit_base_16") for method in ("full", "lora", "linear")}
-    promised |= {"efficientnet_lite0/linear", "efficientnet_lite0/full", "fast_90", "fast_97"}
+    promised |= {"efficientnet_lite0/linear", "efficientnet_lite0/full", "fast_90", "fast_97", "swin_tiny/full"}
+    promised |= {"vit_large_16/full", "vit_large_16/lora", "convnext_tiny/full", "vit_huge_14/lp_ft", "vit_huge_14/partial"}
+    promised |= {f"deit_tiny/{method}" for method in ("full", "lora", "linear")}
+    promised |= {f"dinov2_{size}/{method}" for size in ("base", "large", "giant") for method in ("linear", "lora")}
     assert promised <= set(NAMES)
 
 
@@ -171,6 +174,48 @@ ARCHITECTURES = {
             hidden_size=768, num_attention_heads=12, image_size=r.image_size, patch_size=14, num_labels=10
         )
     ),
+    "facebook/dinov2-large": lambda r: from_config(
+        transformers.Dinov2Config(
+            hidden_size=1024,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=r.image_size,
+            patch_size=14,
+            num_labels=10,
+        )
+    ),
+    "facebook/dinov2-giant": lambda r: from_config(
+        transformers.Dinov2Config(
+            hidden_size=1536,
+            num_hidden_layers=40,
+            num_attention_heads=24,
+            use_swiglu_ffn=True,
+            image_size=r.image_size,
+            patch_size=14,
+            num_labels=10,
+        )
+    ),
+    "google/vit-large-patch16-224-in21k": lambda r: from_config(
+        transformers.ViTConfig(
+            hidden_size=1024,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            intermediate_size=4096,
+            image_size=r.image_size or 224,
+            num_labels=10,
+        )
+    ),
+    "facebook/deit-tiny-patch16-224": lambda r: from_config(
+        transformers.DeiTConfig(
+            hidden_size=192,
+            num_attention_heads=3,
+            intermediate_size=768,
+            num_labels=10,
+            architectures=["DeiTForImageClassification"],
+        )
+    ),
+    "microsoft/swin-tiny-patch4-window7-224": lambda r: from_config(transformers.SwinConfig(num_labels=10)),
+    "facebook/convnext-tiny-224": lambda r: from_config(transformers.ConvNextConfig(num_labels=10)),
     "microsoft/resnet-50": lambda r: from_config(transformers.ResNetConfig(num_labels=10)),
     "microsoft/resnet-18": lambda r: from_config(
         transformers.ResNetConfig(layer_type="basic", hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], num_labels=10)
@@ -257,12 +302,16 @@ def test_readme_has_a_row_for_every_recipe_that_agrees_with_it():
         r[0].strip("`"): r for r in (line.strip("| ").split(" | ") for line in readme().splitlines() if line.startswith("| `"))
     }
     assert sorted(rows) == NAMES
-    for name, (_, backbone, method, _, accuracy) in rows.items():
+    for name, (_, backbone, method, memory, time, accuracy, whose) in rows.items():
         recipe = load_recipe(name)
+        assert "GB" in memory or "CPU" in memory
+        assert time.strip() in text(name, "Arithmetic") + text(name, "Accuracy") or time.strip() == "not worked out", time
+        assert bool(re.search(r"\d %", accuracy)) == (whose.strip() != "nobody's yet")
+        accuracy = f"{accuracy} {whose}"
         assert backbone.strip("`") == recipe.model_name_or_path and method == recipe.method
         told, header = set(re.findall(r"\d\d\.\d+(?= %)", accuracy)), text(name, "Accuracy")
         assert told <= set(re.findall(r"\d\d\.\d+(?= %)", header)) or "not measured here" not in header
-        assert ("not measured here" in accuracy) == ("not measured here" in header)
+        assert ("measured here" in whose) == ("not measured here" not in header)
 
 
 def commands(page):

@@ -25,15 +25,17 @@ def launch(processes: int, recipe: Path, folder: Path, *words: str) -> subproces
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["full", "lora", "linear"])
+@pytest.mark.parametrize("method", ["full", "lora", "linear", "full, with levers"])
 def test_two_processes_give_what_one_gives(method: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     # A key's bias has no gradient but rounding (softmax does not see it), which Adam would blow up to its full step.
-    optimizer = "optim: sgd\nlearning_rate: 0.05\n" if method == "full" else "learning_rate: 1e-3\n"
+    optimizer = "optim: sgd\nlearning_rate: 0.05\n" if method.startswith("full") else "learning_rate: 1e-3\n"
+    method, comma, _ = method.partition(",")
+    levers = "mixup_alpha: 0.4\nema_decay: 0.8\nhead_epochs: 1\nrandom_erasing: 0.3\ntta: flip\n" if comma else ""
     recipe = tmp_path / "both.yaml"
     recipe.write_text(
         f"model_name_or_path: {tiny('vit')}\ndataset_name: sample\nmethod: {method}\nhead_init: default\nbf16: false\n"
         "channels_last: false\nvalidation_fraction: 0.1\nmax_train_samples: 200\nmax_eval_samples: 70\nnum_train_epochs: 2\n"
-        f"logging_steps: 1\n{optimizer}disable_tqdm: true\nper_device_eval_batch_size: 16\n"
+        f"logging_steps: 1\n{optimizer}{levers}disable_tqdm: true\nper_device_eval_batch_size: 16\n"
     )
     found = {}
     for processes, batch in ((1, "32"), (2, "16")):
