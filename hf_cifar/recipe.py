@@ -97,9 +97,9 @@ def public_name(name: str) -> str:
 
 
 def recipe_names() -> list[str]:
-    """Names of the packaged recipes, such as `vit_huge_14/lora`."""
+    """Names of the packaged recipes, such as `vit_huge_14/lora`; what lies in `accelerate/` is for the launcher."""
     root = packaged("recipes")
-    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
+    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml") if p.parent.name != "accelerate")
 
 
 def find_recipe(name_or_path: str) -> Path:

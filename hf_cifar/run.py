@@ -23,6 +23,7 @@ from hf_cifar.adaptation import adapt
 from hf_cifar.backbones import describe, load_backbone
 from hf_cifar.data import load_data
 from hf_cifar.errors import UserError
+from hf_cifar.launch import check_processes
 from hf_cifar.recipe import Recipe, load_recipe, public_name
 from hf_cifar.stages import Heads, Stage, WholeModel
 
@@ -94,6 +95,8 @@ def train(recipe: str, *, fresh: bool = False, **overrides: Any) -> Run:
 def train_recipe(recipe: Recipe, *, fresh: bool = False) -> Run:
     """`train` for a recipe that is loaded already. Under `accelerate launch` every process calls it; the first one writes."""
     folder, args = recipe.output_dir, training_arguments(recipe)
+    if (suspicious := check_processes(args.world_size)) is not None:
+        log.warning("%s", suspicious)
     with _alone(folder) if args.should_save else contextlib.nullcontext():
         if args.should_save:
             if fresh:

@@ -124,6 +124,7 @@ class Stage:
             keep_checkpoints=r.training["save_total_limit"],
             average=WeightAverage(model, r.ema_decay) if r.ema_decay else None,
         )
+        log.info("processes: %d (%s)", self.args.world_size, trainer.accelerator.distributed_type.value)
         if r.early_stopping_patience is not None:
             trainer.add_callback(EarlyStoppingCallback(r.early_stopping_patience, r.early_stopping_threshold))
         for printer in (ProgressCallback, PrinterCallback):

@@ -141,8 +141,9 @@ EVERYTHING = {
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True,
-    "num_train_epochs": 3,
-    "head_epochs": 1,
+    "max_train_samples": 27,
+    "num_train_epochs": 2,
+    "head_epochs": 0.5,
     "head_learning_rate": 0.01,
     "layer_decay": 0.8,
     "scale_learning_rate": "sqrt",
@@ -155,7 +156,7 @@ EVERYTHING = {
     "cutmix_alpha": 1.0,
     "random_erasing": 0.25,
     "auto_augment": "trivialaugment",
-    "image_size_schedule": [[0, 24], [2, 32]],
+    "image_size_schedule": [[0, 24], [1, 32]],
     "muon": True,
     "ema_decay": 0.8,
     "early_stopping_patience": 9,
@@ -167,10 +168,9 @@ EVERYTHING = {
 def test_all_levers_at_once_resume_to_the_bit(tiny, go, monkeypatch):  # noqa: F811
     keys = EVERY_3 | EVERYTHING
     whole = go("whole", tiny("vit"), **keys)
-    for step in (8, 20):  # in the head's epoch, and in the middle of a step of the last one
-        with monkeypatch.context() as m, pytest.raises(Cut):
-            cut_at(m, step)
-            go("cut", tiny("vit"), **keys)
+    with monkeypatch.context() as m, pytest.raises(Cut):
+        cut_at(m, 8)  # in the middle of a step of the last stage
+        go("cut", tiny("vit"), **keys)
     resumed = go("cut", tiny("vit"), **keys)
     same_weights(whole, resumed)
     assert history(resumed) == history(whole) and numbers(resumed) == numbers(whole)

@@ -49,11 +49,20 @@ def parsed(line):
     words = shlex.split(line)
     processes = 1
     if words[0] == "accelerate":
+        from accelerate.commands.config.config_args import load_config_from_file
         from accelerate.commands.launch import launch_command_parser
 
         args = launch_command_parser().parse_args(words[2:])
         assert words[1] == "launch" and args.module and args.training_script == "hf_cifar"
+        if args.config_file:  # as `recipes copy accelerate` puts it beside
+            args.num_processes = load_config_from_file(str(packaged("recipes") / args.config_file)).num_processes
         processes, words = args.num_processes or 1, ["hf-cifar", *args.training_script_args]
+    if words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        args = get_args_parser().parse_args(words[1:])
+        assert args.module and args.training_script == "hf_cifar"
+        processes, words = int(args.nproc_per_node), ["hf-cifar", *args.training_script_args]
     assert words[0] == "hf-cifar"
     args, rest = cli._parser().parse_known_args(words[1:])
     assert args.command is cli._train
@@ -323,11 +332,11 @@ def commands(page):
 @pytest.mark.parametrize("line", commands(readme()))
 def test_readme_commands_parse(line):
     line = line.split("   #")[0].strip()
-    if re.match(r"accelerate|hf-cifar train", line):
+    if re.match(r"accelerate|torchrun|hf-cifar train", line):
         processes, name, overrides = parsed(line)
         if name in NAMES:
             recipe = load_recipe(name, overrides)
-            assert processes == 1 or batch(recipe, processes) == batch(load_recipe(name))
+            assert processes == 1 or name == "quickstart" or batch(recipe, processes) == batch(load_recipe(name))
         else:
             assert Path(name).suffix == ".yaml"
     else:

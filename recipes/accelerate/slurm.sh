@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Several nodes under Slurm, eight GPUs each, one launcher a node: sbatch --nodes 2 slurm.sh vit_huge_14/full
+# Killed or requeued, the job goes on where its last checkpoint was.
+#SBATCH --job-name=hf-cifar
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+set -euo pipefail
+main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MAIN="$main" RECIPE="${1:?name a recipe}" PROCESSES=$((SLURM_NNODES * 8))
+srun bash -c 'exec accelerate launch --config_file accelerate/ddp_nodes.yaml --num_machines "$SLURM_NNODES" \
+  --num_processes "$PROCESSES" --machine_rank "$SLURM_NODEID" --main_process_ip "$MAIN" --main_process_port 29500 \
+  -m hf_cifar train "$RECIPE" --gradient_accumulation_steps 1'
