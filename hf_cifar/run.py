@@ -257,6 +257,7 @@ def _train(recipe: Recipe, args: TrainingArguments) -> Run:
     metrics["energy_kwh"] = None
     if joules is not None and used is not None and trainer.carry.resume_from is None:  # of a resumed run a part is not known
         metrics["energy_kwh"] = (used - joules) / 3.6e6
+    trainer.gather()
     if not args.should_save:
         return Run(folder, metrics)
     stage.save_model(trainer)

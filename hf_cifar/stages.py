@@ -313,6 +313,7 @@ class WholeModel(Stage):
     def save_model(self, trainer: CifarTrainer) -> None:
         if self.prefix is not None:
             self.prefix.remove()
+        self.model = trainer.model  # whole again, where it was in shards
         self._fold_temperature()
         if self.recipe.method == "lora":
             save_adapter(self.model, self.recipe.output_dir / "adapter")

@@ -32,7 +32,9 @@ from transformers import (
 from hf_cifar import checkpoints
 from hf_cifar.averaging import WeightAverage
 from hf_cifar.batches import TicketSampler, whole_batch
+from hf_cifar.errors import UserError
 from hf_cifar.optimizers import MuonAnd
+from hf_cifar.sharding import empty_copy, gathered, wrap_classes
 
 log = logging.getLogger(__name__)
 CARRIED = "carried.json"
@@ -65,6 +67,14 @@ class CifarTrainer(Trainer):
         kwargs["args"].label_smoothing_factor = 0.0  # ours is summed over the accumulated batch; the Trainer's is not
         self.images, self.root = kwargs["train_dataset"], Path(kwargs["args"].output_dir)
         super().__init__(**kwargs, data_collator=whole_batch, compute_loss_func=self._loss)
+        own: Any = self.model
+        self.unsharded: Any = None
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            if average is not None:
+                raise UserError("ema_decay: FSDP and DeepSpeed split the weights that it averages; launch with DDP")
+            self.unsharded = empty_copy(own)
+        if self.is_fsdp_enabled and (plugin := self.accelerator.state.fsdp_plugin).transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = wrap_classes(own)
         self.first_bad_step = torch.full((), -1, device=self.args.device)
         self.evaluating: Any = None  # the dataset that is being evaluated
         self.add_callback(_Carry(self))
@@ -154,6 +164,8 @@ class CifarTrainer(Trainer):
                     same["params"] += group["params"]
                 groups = list(merged.values())
                 if any(group["muon"] for group in groups):
+                    if self.unsharded is not None:
+                        raise UserError("muon: FSDP and DeepSpeed split the matrices that it needs whole; launch with DDP")
                     kind, kwargs = MuonAnd, {"rest": partial(kind, **kwargs)}
                 self.optimizer_cls_and_kwargs = (kind, kwargs | {"params": groups})
         return super().create_optimizer(model) if model is not None else super().create_optimizer()
@@ -176,6 +188,18 @@ class CifarTrainer(Trainer):
             model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
         else:
             super()._save(output_dir, state_dict)
+
+    def gather(self) -> None:
+        """Where parameters are in shards, make `model` of the first process a whole one on the CPU, which saves and merges as
+        any other. Every process calls this.
+        """
+        if self.unsharded is None:
+            return
+        wrapped = self.model_wrapped
+        state = gathered(wrapped) if self.is_fsdp_enabled else self.accelerator.get_state_dict(wrapped)
+        if self.args.should_save:
+            self.unsharded.load_state_dict(state, assign=True)
+            self.model = self.unsharded
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.stop_if_diverged()
