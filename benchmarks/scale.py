@@ -36,7 +36,7 @@ def startup_side(args: argparse.Namespace) -> None:
 
     builtins.__import__ = timed_import
     common.start(args)
-    from hf_cifar import run
+    from hf_cifar import cli, run
     from hf_cifar.trainer import CifarTrainer
 
     weights, load = 0.0, run.load_backbone
@@ -53,7 +53,8 @@ def startup_side(args: argparse.Namespace) -> None:
 
     run.load_backbone, CifarTrainer.training_step = timed_load, first_step  # type: ignore[assignment]
     with common.workplace() as folder, contextlib.suppress(FirstStep):
-        run.train_recipe(common.recipe(folder, args.data, args.model, per_device_train_batch_size=8))
+        common.recipe(folder, args.data, args.model, per_device_train_batch_size=8)
+        cli.run(["train", str(folder / "recipe.yaml")])
     total = time.perf_counter() - BEGAN
     print(json.dumps({"total": total, "imports": imports, "weights": weights, "own": total - imports - weights}))
 

@@ -19,8 +19,8 @@ def side(args: argparse.Namespace) -> None:
     device = common.start(args)
     import torch
 
+    from hf_cifar import cli
     from hf_cifar.backbones import load_backbone
-    from hf_cifar.run import train_recipe
 
     with common.workplace() as folder:
         few = {"max_train_samples": args.images, "max_eval_samples": args.test_images}
@@ -40,7 +40,8 @@ def side(args: argparse.Namespace) -> None:
             trainer.save_model()
         else:
             began = time.perf_counter()
-            accuracy = train_recipe(recipe).metrics["test_accuracy"]
+            cli.run(["train", str(folder / "recipe.yaml"), "--bf16", str(bf16)])
+            accuracy = json.loads((folder / "run" / "metrics.json").read_text())["test_accuracy"]
         if device.type == "cuda":
             torch.cuda.synchronize()
         print(json.dumps({"work": time.perf_counter() - began, "accuracy": accuracy}))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,11 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Exception as error:
+        if "gloo/transport" in str(error) or type(error).__name__ == "DistBackendError":  # the latter is NCCL's
+            lost = str(error).splitlines()[0].rpartition("] ")[2].partition(". This is")[0]
+            return _fail(f"another process of this run ended or did not answer; its own line says why ({lost})", 1, cause=False)
         if (code := _expected(error)) is None:
+            _tell_launcher(f"{type(error).__name__}: {error}")
             raise
         return _fail(str(error), code)
 
@@ -52,9 +58,20 @@ def _expected(error: Exception) -> int | None:
     return known.get((type(error).__module__, type(error).__name__))
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"hf-cifar: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, code: int, cause: bool = True) -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    line = f"hf-cifar: {f'process {rank}: ' if rank else ''}{' '.join(message.split())}"
+    print(line, file=sys.stderr)
+    if cause:
+        _tell_launcher(line)
     return code
+
+
+def _tell_launcher(message: str) -> None:
+    """Why this process fails, where torchrun looks for what its own report says, which comes last."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        about = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(path).write_text(json.dumps({"message": about}))
 
 
 def overrides(words: list[str]) -> dict[str, str]:
@@ -194,6 +211,7 @@ def _train(args: argparse.Namespace, keys: dict[str, str]) -> None:
     _quiet()
     from hf_cifar.run import train_recipe
 
+    gc.freeze()  # the libraries stay: accelerate collects garbage before the first step, and would look through them for 0.6 s
     run = train_recipe(recipe, fresh=args.fresh)
     if int(os.environ.get("RANK", "0")):
         return
