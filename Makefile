@@ -1,11 +1,12 @@
 # make quickstart   a real transfer-learning result from nothing
 # make test         the suite
+# make faults       kills, damaged files and full disks, counted
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?= sample
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-hub1 test-all lint bench wheel clean
+.PHONY: quickstart test faults test-hub1 test-all lint bench wheel clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +20,9 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n logical --dist worksteal
+
+faults: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/faults -m "slow or not slow" -n logical --dist worksteal
 
 # the Hub's tests again with the other line of huggingface_hub, laid over the environment's own
 test-hub1: $(VENV)/.installed

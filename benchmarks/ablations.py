@@ -145,15 +145,19 @@ def main() -> None:
     parser.add_argument("--levers", help="comma-separated; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=1200)
+    parser.add_argument("--image-size", type=int, help="of one backbone, in place of its small one")
     parser.add_argument("--test-images", type=int, default=1000)
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16")
     parser.add_argument("--table", action="store_true", help="print the tables of what was measured, and measure nothing")
     args = parser.parse_args()
     models = {"resnet-18": args.resnet, "vit-small-14": args.vit, "efficientnet-lite0": LITE0}
     chosen = [args.only] if args.only else [name for name in SIZES if models[name] or args.table]
-    if args.json and len(chosen) > 1:
-        parser.error("--json: takes one backbone's runs; add --only")
-    files = {name: args.json or common.HERE / "results" / f"ablations-{name}.json" for name in chosen}
+    if (args.json or args.image_size) and len(chosen) > 1:
+        parser.error("--json and --image-size: take one backbone; add --only")
+    if args.image_size:
+        SIZES[chosen[0]]["image_size"] = args.image_size
+    size = f"-{args.image_size}px" if args.image_size else ""
+    files = {name: args.json or common.HERE / "results" / f"ablations-{name}{size}.json" for name in chosen}
     if args.table:
         for name, path in files.items():
             if path.is_file():
@@ -189,7 +193,7 @@ def main() -> None:
                 more = {"threads": torch.get_num_threads(), "recipe": sizes, "levers": {n: keys_of(name, n) for n in runs}}
                 if keep:
                     args.json = path
-                    common.keep(args, device, f"ablations-{name}", more | {"runs": runs})
+                    common.keep(args, device, f"ablations-{name}{size}", more | {"runs": runs})
             print(f"{name}:\n\n{table(summary(runs))}\n", flush=True)
 
 

@@ -126,18 +126,21 @@ def whole_batch(batch: Any) -> Any:
 
 
 class TicketSampler(torch.utils.data.Sampler[int]):
-    """A permutation of n images a pass, drawn from (seed, epoch), as tickets. `epoch` is asked when a pass begins."""
+    """A permutation of n images a pass, drawn from (seed, epoch), as tickets, cut to whole multiples of `update` where there
+    is one. `epoch` is asked when a pass begins.
+    """
 
-    def __init__(self, n: int, seed: int, epoch: Callable[[], int]) -> None:
+    def __init__(self, n: int, seed: int, epoch: Callable[[], int], update: int = 1) -> None:
         self.n, self.seed, self.epoch = n, seed, epoch
+        self.count = n - n % update or n
 
     def __len__(self) -> int:
-        return self.n
+        return self.count
 
     def __iter__(self) -> Iterator[int]:
         epoch = self.epoch()
         order = np.random.Generator(np.random.Philox([self.seed, epoch])).permutation(self.n)
-        return iter((epoch * self.n + order).tolist())
+        return iter((epoch * self.n + order[: self.count]).tolist())
 
 
 def resident_pixels(images: Any, device: torch.device, data_path: str) -> torch.Tensor | None:

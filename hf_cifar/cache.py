@@ -18,13 +18,14 @@ from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
+import xxhash
 
 from hf_cifar import table
 from hf_cifar.decode import BadImage, Encoded, Pixels, decode_all, in_order, open_image, reason, to_rgb
 from hf_cifar.errors import UserError
 from hf_cifar.table import ImageFiles, ImageTable, check_labels, label_bytes, records
 
-FORMAT = 1  # of a cache entry: raise it when its layout or the decoding changes
+FORMAT = 2  # of a cache entry: raise it when its layout or the decoding changes
 TABLE_LIMIT = 8 * 2**30  # bytes; the page cache of a usual machine holds no more beside a model
 CHUNK_BYTES = 4 * 2**20  # decoded bytes that a thread hands over at once
 
@@ -44,8 +45,7 @@ class _Meta:
     mixed: bool = False  # there can't be one
     table_bytes: int = 0  # what a table of the first image's size takes
     deep: int = 0  # images with 16 bits a channel
-    labels_sha256: str = ""
-    files: dict[str, int] = field(default_factory=dict)  # bytes of each file of the entry
+    files: dict[str, str] = field(default_factory=dict)  # XXH3 digest of each file of the entry, or its size where it is large
 
 
 def cache_folder() -> Path:
@@ -65,16 +65,15 @@ def load_images(
     where: str,
     data_path: str = "auto",
     on_bad_image: str = "error",
-    verify: bool = False,
 ) -> tuple[ImageTable | ImageFiles, str]:
     """The images of one split, from the cache where they are there, and a line for the log.
 
     open_split(folder) gives the split and may keep files in `folder`, which becomes the cache entry. `identity` says
     which split of which data this is (an entry is replaced, not added, when that data changes), `state` stands for
     its content (names, sizes and times of the files), `where` is what messages call it. data_path: "table" or "device",
-    "workers" (decoded on demand) or "auto" (a table if all sizes are equal and it fits). `verify` hashes the
-    content of a cached table and rebuilds it if it was altered. UserError for bad images (unless on_bad_image is
-    "skip"), labels out of range, sizes that make no table where one is asked for, a cache that can't be written.
+    "workers" (decoded on demand) or "auto" (a table if all sizes are equal and it fits). UserError for
+    bad images (unless on_bad_image is "skip"), labels out of range, sizes that make no table where one is asked for, a
+    cache that can't be written. An entry that was altered is built anew.
     """
     from filelock import FileLock
 
@@ -82,18 +81,18 @@ def load_images(
     identity += " on demand" if data_path == "workers" else ""
     entry = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:24]
     state = hashlib.sha256(f"{FORMAT} {PIL.__version__} {state}".encode()).hexdigest()
-    found = _read(entry, state, where, data_path, open_split, verify)
+    found = _read(entry, state, where, data_path, open_split)
     cached = found is not None
     if found is None:
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{entry}.lock"):
                 # Another process of the node may have built it while this one waited for the lock.
-                found = _read(entry, state, where, data_path, open_split, verify)
+                found = _read(entry, state, where, data_path, open_split)
                 cached = found is not None
                 if found is None:
                     _build(entry, state, where, data_path, on_bad_image, open_split)
-                    found = _read(entry, state, where, data_path, open_split, False)
+                    found = _read(entry, state, where, data_path, open_split)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise UserError(
@@ -114,7 +113,6 @@ def _read(
     where: str,
     data_path: str,
     open_split: Callable[[Path], Encoded | Pixels],
-    verify: bool,
 ) -> tuple[ImageTable | ImageFiles, _Meta] | None:
     """The cache entry; None if there is none that is whole, of this state and of the kind asked for."""
     try:
@@ -122,17 +120,13 @@ def _read(
         if text.pop("sha256") != _digest(text) or text["state"] != state:
             return None
         meta = _Meta(**text)
-        if any((entry / name).stat().st_size != size for name, size in meta.files.items()):
-            return None
-        if hashlib.sha256((entry / "labels.npy").read_bytes()).hexdigest() != meta.labels_sha256:
+        if any(_seal(entry / name) != seal for name, seal in meta.files.items()):
             return None
         labels = np.load(entry / "labels.npy", allow_pickle=False)
         bad = [name for _, name, _ in meta.bad]
         if meta.kind == "table":
             pixels = np.asarray(np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False))
             if pixels.dtype != np.uint8 or list(pixels.shape) != meta.shape:
-                return None
-            if verify and _fingerprint(pixels, labels, len(meta.label_names)) != meta.fingerprint:
                 return None
             return ImageTable(pixels, labels, meta.label_names, meta.fingerprint, bad), meta
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -182,8 +176,7 @@ def _build(
         if not len(labels):
             raise UserError(f"{where}: none of the {meta.rows} images can be read ({meta.bad[0][1]}: {meta.bad[0][2]})")
         np.save(building / "labels.npy", labels.astype(np.int64))
-        meta.labels_sha256 = hashlib.sha256((building / "labels.npy").read_bytes()).hexdigest()
-        meta.files = {path.name: path.stat().st_size for path in sorted(building.iterdir())}
+        meta.files = {path.name: _seal(path) for path in sorted(building.iterdir())}
         text = json.loads(json.dumps(asdict(meta)))
         (building / "meta.json").write_text(json.dumps(text | {"sha256": _digest(text)}))
         for path in building.iterdir():
@@ -306,11 +299,15 @@ def _limit(folder: Path) -> int:
     return min(TABLE_LIMIT, psutil.virtual_memory().available // 2, shutil.disk_usage(folder).free // 2)
 
 
-def _fingerprint(pixels: np.ndarray, labels: np.ndarray, classes: int) -> str:
-    sha = hashlib.sha256()
-    for a in range(0, len(pixels), 1024):
-        sha.update(records(pixels[a : a + 1024], labels[a : a + 1024], classes))
-    return sha.hexdigest()
+def _seal(path: Path) -> str:
+    """What tells an altered file: a digest, or, where reading all of it at every start would take long, its size."""
+    if (size := path.stat().st_size) > TABLE_LIMIT + 2**20:
+        return str(size)
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _digest(meta: dict) -> str:

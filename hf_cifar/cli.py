@@ -47,6 +47,8 @@ def run(argv: list[str]) -> int:
         if (code := _expected(error)) is None:
             _tell_launcher(f"{type(error).__name__}: {error}")
             raise
+        if code > 128 and int(os.environ.get("RANK", "0")):
+            return code  # a signal stops all processes, and the first one says so
         return _fail(str(error), code)
 
 
@@ -61,7 +63,7 @@ def _expected(error: Exception) -> int | None:
 def _fail(message: str, code: int, cause: bool = True) -> int:
     rank = int(os.environ.get("RANK", "0"))
     line = f"hf-cifar: {f'process {rank}: ' if rank else ''}{' '.join(message.split())}"
-    print(line, file=sys.stderr)
+    sys.stderr.write(line + "\n")  # at once: other processes write there too
     if cause:
         _tell_launcher(line)
     return code

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import psutil
 import timm
 import torch
 import transformers
+import xxhash
 from accelerate import PartialState
 from accelerate.utils import gather, gather_object
 from torch import nn
@@ -24,6 +29,7 @@ from hf_cifar.backbones import head
 from hf_cifar.batches import ImageBatches, whole_batch
 
 log = logging.getLogger(__name__)
+DIGEST = 16  # bytes of an XXH3 digest, at the end of a cache entry
 
 
 def weights_fingerprint(model: Any) -> str:
@@ -72,19 +78,69 @@ def writes() -> bool:
     return _processes() == 1 or PartialState().is_local_main_process
 
 
-def aside(path: Path) -> Path:
-    """Where this process writes a cache entry before it is whole."""
-    return path.with_suffix(f".{os.environ.get('RANK', '0')}-{os.getpid()}.tmp")
+class Entry:
+    """A cache entry in the making: an .npy file with a digest of it at its end, written aside and renamed once it is whole."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        self.path, self.aside = path, path.with_suffix(f".{os.environ.get('RANK', '0')}-{os.getpid()}.tmp")
+        self.file, self.digest, header = self.aside.open("wb"), xxhash.xxh3_128(), io.BytesIO()
+        about = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, about)
+        self.write(header.getbuffer())
+
+    def write(self, data: memoryview) -> None:
+        """The next of the array's bytes. np.save writes a small array by a copy of the file and doesn't see that it fails."""
+        self.digest.update(data)
+        self.file.write(data)
+
+    def publish(self) -> None:
+        self.file.write(self.digest.digest())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.aside.replace(self.path)
+
+    def close(self) -> None:
+        """Whatever has happened; what was not published is removed."""
+        with contextlib.suppress(OSError):
+            self.file.close()
+        self.aside.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes were writing: a writer pauses for a batch at most, and may run on another machine."""
+    for left in folder.glob("*.tmp"):
+        with contextlib.suppress(OSError):
+            paused, pid = time.time() - left.stat().st_mtime, left.name.split(".")[-2].rpartition("-")[2]
+            if paused > 3600 or (paused > 60 and pid.isdigit() and not psutil.pid_exists(int(pid))):
+                left.unlink()
+
+
+def _whole(path: Path) -> bool:
+    digest, left = xxhash.xxh3_128(), path.stat().st_size - DIGEST
+    with path.open("rb") as file:
+        while left > 0 and (chunk := file.read(min(left, 2**20))):
+            digest.update(chunk)
+            left -= len(chunk)
+        return digest.digest() == file.read()
 
 
 def cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array of a cache entry, memory-mapped; None where there is none that is whole and of this shape."""
+    """The array of a cache entry, memory-mapped; None where there is none that is as it was written and of this shape.
+
+    Of a node's processes the one that writes looks at the content.
+    """
     try:
-        found = np.load(path, mmap_mode="r") if path.is_file() else None
+        if not path.is_file():
+            return None
+        if writes() and not _whole(path):
+            raise ValueError
+        found = np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError):
         log.warning("features: %s is damaged; computed anew", path.name)
         return None
-    return found if found is not None and found.shape == shape else None
+    return found if found.shape == shape else None
 
 
 def once(
@@ -193,15 +249,10 @@ def compute_features(
         hook.remove()
     if writes():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with aside(path).open("wb") as file:
-                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(features))
-                file.write(features.data)  # np.save writes a small array by a copy of the file and doesn't see that it fails
-                file.flush()
-                os.fsync(file.fileno())
-            aside(path).replace(path)
+            with contextlib.closing(Entry(path, features.shape, features.dtype)) as entry:
+                entry.write(features.data)
+                entry.publish()
         except OSError as error:
-            aside(path).unlink(missing_ok=True)
             log.warning("features: not cached: %s", error)
     return features
 

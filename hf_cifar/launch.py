@@ -1,4 +1,4 @@
-"""How many processes this run is, and whether that is what its launcher was asked for.
+"""How many processes this run is, whether that is what its launcher was asked for, and how they meet when started again.
 
 `accelerate launch` starts one process where it was asked for several on a CPU, and says nothing: the run would then train
 with a smaller batch than its recipe says. What was asked is not in the environment, so the launcher's own command line is read.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from hf_cifar.errors import UserError
@@ -59,6 +60,25 @@ def asked_of_accelerate() -> Asked | None:
         processes, machines = processes or config.num_processes, machines or config.num_machines
     script = [*(["-m"] if args.module else []), args.training_script, *args.training_script_args]
     return Asked(processes, machines or 1, script) if processes else None
+
+
+def meet_again(backend: str, timeout: float) -> None:
+    """Where a launcher starts the processes once more (`--max_restarts`), let them meet under names of this start.
+
+    The launcher keeps one store for all starts, and torch (2.15) looks there under the same names: a process found the address
+    of one that had died, and the restarted run failed.
+    """
+    again, env = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ
+    if again == "0" or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    from torch import distributed
+
+    if distributed.is_initialized():
+        return
+    world, wait = int(env["WORLD_SIZE"]), timedelta(seconds=timeout)
+    store = distributed.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), world, is_master=False, timeout=wait)
+    named = distributed.PrefixStore(f"start {again}", store)
+    distributed.init_process_group(backend, store=named, rank=int(env["RANK"]), world_size=world, timeout=wait)
 
 
 def check_processes(processes: int) -> str | None:

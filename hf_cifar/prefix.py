@@ -7,7 +7,6 @@ holds for any family.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from hf_cifar.backbones import blocks, head
 from hf_cifar.batches import ImageBatches
-from hf_cifar.features import FeatureBatches, aside, cached, everywhere, feature_key, once, writes
+from hf_cifar.features import Entry, FeatureBatches, cached, everywhere, feature_key, once, writes
 
 log = logging.getLogger(__name__)
 DISK_SHARE = 0.5  # of the free disk that hidden states may take
@@ -349,30 +348,24 @@ def _computed(
         workers,
         progress,
     )
-    failed = None
+    entry = failed = None
     try:
-        file = aside(path).open("wb") if writes() else None
-        if file is not None:
-            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+        entry = Entry(path, shape, kind) if writes() else None
     except OSError as error:
-        file, failed = None, error
+        failed = error
     for batch in values:  # they come in the file's order; other processes wait for these in any case
-        if file is not None and failed is None:
+        if entry is not None and failed is None:
             try:
-                file.write((batch.view(torch.int16) if prefix.dtype is torch.bfloat16 else batch).numpy().data)
+                entry.write((batch.view(torch.int16) if prefix.dtype is torch.bfloat16 else batch).numpy().data)
             except OSError as error:
                 failed = error
-    if file is not None:
+    if entry is not None:
         try:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
             if failed is None:
-                aside(path).replace(path)
+                entry.publish()
         except OSError as error:
             failed = error
-        aside(path).unlink(missing_ok=True)
+        entry.close()
     if not everywhere(failed is None):
         raise RunsAtEveryStep(f"hidden states can't be written ({failed or 'by another process'})")
     found = cached(path, shape)

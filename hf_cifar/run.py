@@ -18,12 +18,12 @@ from filelock import FileLock, Timeout
 from transformers import TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
-from hf_cifar import hardware, report
+from hf_cifar import checkpoints, hardware, report
 from hf_cifar.adaptation import adapt
 from hf_cifar.backbones import describe, load_backbone
 from hf_cifar.data import load_data
 from hf_cifar.errors import UserError
-from hf_cifar.launch import check_processes
+from hf_cifar.launch import check_processes, meet_again
 from hf_cifar.recipe import Recipe, load_recipe, public_name
 from hf_cifar.stages import Heads, Stage, WholeModel
 
@@ -95,6 +95,17 @@ def train(recipe: str, *, fresh: bool = False, **overrides: Any) -> Run:
 def train_recipe(recipe: Recipe, *, fresh: bool = False) -> Run:
     """`train` for a recipe that is loaded already. Under `accelerate launch` every process calls it; the first one writes."""
     folder, args = recipe.output_dir, training_arguments(recipe)
+    try:
+        return _one_run(recipe, folder, args, fresh)
+    except Exception as error:
+        if (why := checkpoints.refusal(error)) is None:
+            raise
+        good, _ = checkpoints.last_good(folder / "checkpoints")
+        again = f"which goes on from {good.name}" if good else "which begins anew: there is no checkpoint yet"
+        raise UserError(f"output_dir: {folder} takes no more ({why}); make room and start the same command, {again}") from None
+
+
+def _one_run(recipe: Recipe, folder: Path, args: TrainingArguments, fresh: bool) -> Run:
     if (suspicious := check_processes(args.world_size)) is not None:
         log.warning("%s", suspicious)
     with _alone(folder) if args.should_save else contextlib.nullcontext():
@@ -104,9 +115,13 @@ def train_recipe(recipe: Recipe, *, fresh: bool = False) -> Run:
             recipe = _claim(folder, recipe, fresh)
         if _agreed((folder / "metrics.json").is_file(), args):
             log.info("%s: finished before; --fresh trains it anew", folder)
+            try:
+                metrics = json.loads((folder / "metrics.json").read_text())
+            except ValueError as error:
+                raise UserError(f"{folder}: metrics.json is damaged ({error}); remove it and start the same command") from None
             if args.should_save and not (folder / "README.md").is_file():
                 report.write_card(folder)
-            return Run(folder, json.loads((folder / "metrics.json").read_text()))
+            return Run(folder, metrics)
         return _train(recipe, args)
 
 
@@ -130,8 +145,8 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        (folder / ".lock").unlink(missing_ok=True)  # while it is held: later it may be another process's
         lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
 
 
 def _start_over(folder: Path) -> None:
@@ -205,6 +220,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         values["ddp_find_unused_parameters"] = bool(recipe.head_epochs or recipe.unfreeze_every)
     if cuda and values.get("tf32") is None:
         values["tf32"] = torch.cuda.get_device_capability()[0] >= 8
+    meet_again(values.get("ddp_backend") or ("nccl" if cuda else "gloo"), values.get("ddp_timeout") or 1800)
     try:
         args = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
@@ -263,6 +279,8 @@ def _train(recipe: Recipe, args: TrainingArguments) -> Run:
     stage.save_model(trainer)
     (folder / "metrics.json.part").write_text(json.dumps(metrics, indent=1))
     report.write_plots(folder, metrics, stage.pictures)
+    left = [p for p in (*folder.iterdir(), *folder.glob("adapter/*")) if p.is_file()]
+    checkpoints.sync(*left)  # metrics.json says that all of it is there
     (folder / "metrics.json.part").replace(folder / "metrics.json")
     report.write_card(folder)
     return Run(folder, metrics)

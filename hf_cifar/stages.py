@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,11 +40,11 @@ from hf_cifar.metrics import calibrated, classification_metrics, fit_temperature
 from hf_cifar.prefix import HiddenBatches, Prefix, RunsAtEveryStep, hidden_batches
 from hf_cifar.recipe import Recipe, public_name
 from hf_cifar.table import ImageTable
-from hf_cifar.trainer import CifarTrainer, Interrupt, Progress, Speed
+from hf_cifar.trainer import CifarTrainer, Interrupt, Interrupted, Progress, Speed
 from hf_cifar.transforms import make_transforms
 
 log = logging.getLogger(__name__)
-CLEAN_TRAIN_SAMPLES = 2000  # of the train split, scored without augmentation to tell learning from overfitting
+CLEAN_TRAIN_SAMPLES = 2000  # at most, of the train split, scored without augmentation to tell learning from overfitting
 
 
 @dataclass
@@ -75,9 +76,13 @@ class Stage:
         if r.image_size_schedule:
             sides = [side for _, side in r.image_size_schedule]
             self.train_set.at_another_size = check_schedule(self.model, sides, self.backbone.image_size)
-        first = slice(CLEAN_TRAIN_SAMPLES)
+        # A tenth of them: the gap to validation is no surer than validation, and scoring must cost little beside training.
+        most = len(data.train) if r.method == "linear" else len(data.train) // 10 + 1
+        first = slice(min(CLEAN_TRAIN_SAMPLES, most))
         clean = dataclasses.replace(data.train, rows=data.train.rows[first], labels=data.train.labels[first])
-        self.eval_sets: dict[str, Any] = {"train": batches(clean, False)}
+        self.eval_sets: dict[str, Any] = {}
+        if data.validation is not None or r.method == "linear":  # heads are chosen on it where there is no validation
+            self.eval_sets["train"] = batches(clean, False)
         for split in (data.validation, data.test):
             if split is not None:
                 self.eval_sets[split.name] = batches(split, False)
@@ -136,6 +141,8 @@ class Stage:
     def fit(self, trainer: CifarTrainer) -> dict[str, Any]:
         """Train (or go on), score every split once with the best checkpoint, and gather metrics.json."""
         root = self.recipe.output_dir / "checkpoints"
+        if self.args.local_process_index == 0:
+            shutil.rmtree(root / checkpoints.WRITING, ignore_errors=True)  # of a process that was killed
         good, passed = checkpoints.last_good(root) if root.is_dir() else (None, [])
         for line in passed:
             log.warning("%s", line)
@@ -149,6 +156,9 @@ class Stage:
             trainer.train(resume_from_checkpoint=str(good) if good else None)
         finally:
             interrupt.leave()
+        if interrupt.number is not None:
+            newest = max(checkpoints.steps(root).items(), default=(0, None))[1]
+            raise Interrupted(interrupt.number, newest.name if newest else None)
         runtime, state = trainer.carry.seconds(), trainer.state
         if trainer.average is not None:
             if state.best_model_checkpoint and self.args.load_best_model_at_end:
@@ -287,7 +297,7 @@ class WholeModel(Stage):
             raise RunsAtEveryStep("training images are augmented anew at every epoch (`feature_views` fixes their number)")
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         prefix = Prefix(self.model, self.backbone.image_size, autocast=autocast, channels_last=self.train_set.channels_last)
-        clean = self.train_set.views == 1  # then the sample that tells overfitting is part of it
+        clean = self.train_set.views == 1 and "train" in self.eval_sets  # then what tells overfitting is part of it
         sets = {name: (batches, 1) for name, batches in self.eval_sets.items() if name != "train" or not clean}
         found = hidden_batches(
             prefix,

@@ -7,14 +7,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch.nn import functional as F
@@ -28,6 +31,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import EvalLoopOutput
 
 from hf_cifar import checkpoints
 from hf_cifar.averaging import WeightAverage
@@ -38,6 +42,7 @@ from hf_cifar.sharding import empty_copy, gathered, wrap_classes
 
 log = logging.getLogger(__name__)
 CARRIED = "carried.json"
+RELAYED = 2.0  # seconds in which a launcher passes on a signal
 
 
 class Diverged(Exception):
@@ -85,7 +90,10 @@ class CifarTrainer(Trainer):
     # ---- data ----
 
     def _get_train_sampler(self, train_dataset: Any = None) -> TicketSampler:
-        return TicketSampler(len(self.images), self.args.seed, lambda: int(self.state.epoch or 0))
+        # Of whole updates: the Trainer counts each process's batches, and would make an epoch longer on one than on two.
+        update = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        whole = update if self.args.dataloader_drop_last else 1
+        return TicketSampler(len(self.images), self.args.seed, lambda: int(self.state.epoch or 0), whole)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         self.evaluating = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -138,6 +146,26 @@ class CifarTrainer(Trainer):
         self.stop_if_diverged()
         with self.average.in_place() if self.average is not None else contextlib.nullcontext():
             return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: torch.utils.data.DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Several processes score one model, and every sample once."""
+        several, model = self.args.world_size > 1, cast(torch.nn.Module, self.model)
+        for buffer in model.buffers() if several else ():
+            if buffer.is_floating_point():  # DDP makes batch norms alike before each step, and the last one parts them again
+                torch.distributed.broadcast(buffer, 0)
+        found = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if several and found.metrics is not None:  # the mean of each batch is gathered, with the samples that fill the last
+            logits, labels = (torch.from_numpy(np.asarray(a)) for a in (found.predictions, found.label_ids))
+            with torch.no_grad():
+                found.metrics[f"{metric_key_prefix}_loss"] = float(self._loss({"logits": logits}, labels))
+        return found
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
@@ -205,26 +233,36 @@ class CifarTrainer(Trainer):
         self.stop_if_diverged()
         root = self.root
         name, best = f"checkpoint-{self.state.global_step}", self.state.best_model_checkpoint
-        self.args.output_dir = str(root / checkpoints.WRITING)
+        aside = root / checkpoints.WRITING / name
         try:
+            self.args.output_dir = str(aside.parent)
             super()._save_checkpoint(model, trial)
+            self.carry.save(aside)
+            if self.state.best_global_step == self.state.global_step:
+                best = str(root / name)
+            self.state.best_model_checkpoint = best  # not the place where it was written
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if self.average is not None:
+                    self.average.save(aside)
+                (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+                self.state.save_to_json(str(aside / "trainer_state.json"))
+                checkpoints.seal(aside, root / name)
         finally:
             self.args.output_dir = str(root)
-        aside = root / checkpoints.WRITING / name
-        self.carry.save(aside)
-        if self.state.best_global_step == self.state.global_step:
-            best = str(root / name)
-        self.state.best_model_checkpoint = best  # not the place where it was written
-        self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                shutil.rmtree(aside.parent, ignore_errors=True)  # a disk that is full must not be left full by half of one
         if self.args.should_save:
-            if self.average is not None:
-                self.average.save(aside)
-            (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-            self.state.save_to_json(str(aside / "trainer_state.json"))
-            checkpoints.seal(aside, root / name)
-            aside.parent.rmdir()
-            checkpoints.rotate(root, self.keep_checkpoints, Path(best).name if best else None)
+            checkpoints.rotate(root, self.keep_checkpoints, self.state.global_step, Path(best).name if best else None)
         self.accelerator.wait_for_everyone()
+
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint or "")
+        if (wrong := checkpoints.damage(best)) is not None:  # the Trainer would go on with the last weights, or with wrong ones
+            raise UserError(
+                f"{best}, the best checkpoint: {wrong}; put it back and start the same command, or start over with --fresh"
+            )
+        super()._load_best_model()
 
     @property
     def carry(self) -> _Carry:
@@ -263,9 +301,8 @@ class _Carry(TrainerCallback):
         self.began = time.perf_counter()
         if self.resume_from is None:
             return
-        best = self.trainer.root / f"checkpoint-{state.best_global_step}"
-        if best.is_dir():  # also where the run folder was moved, or is named from another place
-            state.best_model_checkpoint = str(best)
+        if state.best_model_checkpoint:  # the run folder may have been moved, or is named from another place
+            state.best_model_checkpoint = str(self.trainer.root / Path(state.best_model_checkpoint).name)
         path = self.resume_from / (CARRIED if args.process_index == 0 else f"carried-{args.process_index}.json")
         if path.is_file():
             t, values = self.trainer, json.loads(path.read_text())
@@ -356,19 +393,23 @@ class Progress(ProgressCallback):
 
 
 class Interrupted(Exception):
-    """SIGTERM or SIGINT came; a checkpoint was saved. `signal` is its number."""
+    """SIGTERM or SIGINT came. `signal` is its number; newest: name of the newest checkpoint, if there is one."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"{signal.Signals(number).name}: checkpoint saved; the same command goes on from there")
+    def __init__(self, number: int, newest: str | None) -> None:
+        kept = f"{newest} is saved; the same command goes on from there" if newest else "there is no checkpoint to go on from"
+        super().__init__(f"{signal.Signals(number).name}: {kept}")
         self.signal = number
 
 
 class Interrupt(TrainerCallback):
-    """On SIGTERM or SIGINT: a checkpoint at the next step, then out. A second signal of the kind leaves at once."""
+    """On SIGTERM or SIGINT: a checkpoint at the next step, then out. A second signal leaves at once; but under a launcher what
+    comes within RELAYED seconds is the first once more, from Slurm or the terminal and from the launcher.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self.before: dict[int, Any] = {}
+        self.came, self.before = 0.0, dict[int, Any]()
+        self.told: tuple[torch.Tensor, Any] | None = None  # the greatest of all processes' numbers, and when it is there
 
     def listen(self) -> None:
         """Begin to catch the signals; only a process's main thread can."""
@@ -377,21 +418,38 @@ class Interrupt(TrainerCallback):
                 self.before[number] = signal.signal(number, self._came)
 
     def leave(self) -> None:
-        """Give the signals back, and raise Interrupted if one came."""
+        """Give the signals back."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before.clear()
-        if self.number is not None:
-            raise Interrupted(self.number)
 
     def _came(self, number: int, frame: Any) -> None:
-        self.number = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if self.number is None:
+            self.number, self.came = number, time.monotonic()
+        elif "RANK" not in os.environ or time.monotonic() - self.came > RELAYED:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.raise_signal(number)
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         if args.world_size > 1:  # the processes must leave at the same step, whichever was told first
-            told = torch.tensor(self.number or 0, device=args.device)
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-            self.number = int(told) or None
-        if self.number is not None:
+            agreed = self._ask(args.device)
+            if agreed and self.number is None:
+                self.number, self.came = agreed, time.monotonic()
+        else:
+            agreed = self.number or 0
+        if agreed:
             control.should_save = control.should_training_stop = True
+
+    def _ask(self, device: torch.device) -> int:
+        """What the processes said a step ago, so that the host waits for no more than that step's end."""
+        before, arrived = self.told or (torch.zeros((), dtype=torch.int64), None), None
+        number = torch.full((), self.number or 0, device=device)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        number = number.to("cpu", non_blocking=True)
+        if device.type == "cuda":
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self.told = number, arrived
+        if before[1] is not None:
+            before[1].synchronize()
+        return int(before[0])

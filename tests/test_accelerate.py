@@ -1,16 +1,19 @@
 """accelerate's configurations are what accelerate reads, and a run that got fewer processes than were asked for is refused."""
 
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 
 from hf_cifar import cli
-from hf_cifar.launch import check_processes, launch_words
-from hf_cifar.recipe import packaged, recipe_names
+from hf_cifar.launch import check_processes, launch_words, meet_again
+from hf_cifar.recipe import load_recipe, packaged, recipe_names
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((packaged("recipes") / "accelerate").glob("*.yaml"))
@@ -82,3 +85,51 @@ def test_fewer_processes_than_asked_for_are_refused(tmp_path):
     line = next(line for line in done.stderr.splitlines() if line.startswith("hf-cifar: "))
     assert "asked for 2 processes, started 1" in line and f"torchrun --nproc_per_node 2 -m hf_cifar train {recipe}" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_what_slurm_starts_parses_and_keeps_the_batch(tmp_path):
+    folder, line = tmp_path / "bin", tmp_path / "line"
+    folder.mkdir()
+    for name, body in {
+        "scontrol": "echo node-a; echo node-b",
+        "srun": 'exec "$@"',
+        "accelerate": f'env > {line}.env; printf "%s\\n" "$@" > {line}',
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2", "SLURM_NODEID": "1"}
+    environment = os.environ | slurm | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    script = packaged("recipes") / "accelerate" / "slurm.sh"
+    subprocess.run(["bash", str(script), "vit_huge_14/full"], env=environment, check=True)
+    words = line.read_text().splitlines()
+    args = launch_command_parser().parse_args(words[1:])
+    assert words[0] == "launch" and args.module and args.training_script == "hf_cifar"
+    config = load_config_from_file(str(packaged("recipes") / args.config_file))
+    assert (args.num_machines, args.num_processes, args.machine_rank) == (2, config.num_processes, 1)
+    assert args.main_process_ip == "node-a" and args.main_process_port
+    typed, rest = cli._parser().parse_known_args(args.training_script_args)
+    as_packaged, found = load_recipe(typed.recipe).training, load_recipe(typed.recipe, cli.overrides(rest)).training
+    keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    assert math.prod(found[k] for k in keys) * args.num_processes == math.prod(as_packaged[k] for k in keys)
+    told = int(re.search(r"^TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)$", (tmp_path / "line.env").read_text(), re.M)[1])
+    assert 30 < told < int(re.search(r"--signal=TERM@(\d+)", script.read_text())[1])  # done before Slurm kills
+    assert subprocess.run(["bash", str(script)], env=environment, capture_output=True, check=False).returncode != 0
+
+
+def test_processes_that_are_started_again_meet_under_other_names(monkeypatch):
+    from torch import distributed
+
+    met, environment = [], {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(distributed, "init_process_group", lambda backend, store, **_: met.append((backend, store)))
+    agents = distributed.TCPStore("127.0.0.1", 0, is_master=True)
+    monkeypatch.setenv("MASTER_PORT", str(agents.port))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    meet_again("gloo", 5)
+    assert not met  # the first start is torch's and accelerate's own affair
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    meet_again("gloo", 5)
+    agents.set("address", "of a process that died")
+    ((backend, store),) = met
+    assert backend == "gloo" and not store.check(["address"])

@@ -1,13 +1,9 @@
 """Mixup and cutmix: who is mixed with whom, how much, and that labels say the same as pixels; the loss on soft targets."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from scipy import stats
-from test_two_processes import launch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import TrainerState, ViTImageProcessor
@@ -272,25 +268,3 @@ def test_what_would_do_nothing_is_refused_in_one_line(tmp_path, lines, about):
     with pytest.raises(UserError) as caught:
         load_recipe(str(path))
     assert about in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.slow
-def test_two_processes_mix_as_one_does(tiny, tmp_path):
-    """With accumulation, too: four batches of 8 a step, in one process or two by two."""
-    recipe = tmp_path / "both.yaml"
-    recipe.write_text(
-        f"model_name_or_path: {tiny('vit')}\ndataset_name: sample\nhead_init: default\nbf16: false\nchannels_last: false\n"
-        "validation_fraction: 0.1\nmax_train_samples: 192\nmax_eval_samples: 70\nnum_train_epochs: 2\nlogging_steps: 1\n"
-        "optim: sgd\nlearning_rate: 0.05\ndisable_tqdm: true\nper_device_train_batch_size: 8\nlabel_smoothing_factor: 0.1\n"
-        "mixup_alpha: 0.8\ncutmix_alpha: 1.0\nauto_augment: trivialaugment\nimage_size_schedule: [[0, 16], [1, 32]]\n"
-    )
-    found = {}
-    for processes, accumulated in ((1, "4"), (2, "2")):
-        folder = tmp_path / f"run{processes}"
-        done = launch(processes, recipe, folder, "--gradient_accumulation_steps", accumulated)
-        assert done.returncode == 0, done.stderr
-        found[processes] = json.loads((folder / "metrics.json").read_text()), load_file(folder / "model.safetensors")
-    (one, weights), (two, others) = found[1], found[2]
-    assert max(float((tensor - others[name]).abs().max()) for name, tensor in weights.items()) < 1e-5
-    losses = [[e["loss"] for e in m["history"] if "loss" in e] for m in (one, two)]
-    assert len(losses[0]) == one["global_step"] > 3 and losses[0] == pytest.approx(losses[1], abs=1e-5)

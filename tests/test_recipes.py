@@ -1,7 +1,6 @@
 """The packaged recipes: every header's launch lines, arithmetic and sources held against the recipe's own keys."""
 
 import dataclasses
-import math
 import re
 import shlex
 from pathlib import Path
@@ -137,9 +136,8 @@ def test_arithmetic_agrees_with_the_keys(name):
     if recipe.dataset_name == "pictures":
         images = round(images * (1 - recipe.test_fraction))
     images -= round(images * recipe.validation_fraction)
-    micro_batches = images // training["per_device_train_batch_size"]  # the last, smaller one is dropped
     assert training["dataloader_drop_last"]
-    an_epoch = math.ceil(micro_batches / training["gradient_accumulation_steps"])  # as the Trainer counts them
+    an_epoch = images // batch(recipe)  # the last, smaller update is dropped
     steps = training["max_steps"] if training["max_steps"] > 0 else round(an_epoch * training["num_train_epochs"])
     assert f"{images:,}" in told
     epochs, told_an_epoch, told_batch = re.search(r"([\d.]+) epochs of ([\d,]+) steps of ([\d,]+)", told).groups()

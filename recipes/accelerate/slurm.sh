@@ -10,6 +10,7 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110  # seconds for the checkpoint, of the 120 above; torch's own are 30
 export MAIN="$main" RECIPE="${1:?name a recipe}" PROCESSES=$((SLURM_NNODES * 8))
 srun bash -c 'exec accelerate launch --config_file accelerate/ddp_nodes.yaml --num_machines "$SLURM_NNODES" \
   --num_processes "$PROCESSES" --machine_rank "$SLURM_NODEID" --main_process_ip "$MAIN" --main_process_port 29500 \
