@@ -25,6 +25,7 @@ from hf_cifar.averaging import WeightAverage
 from hf_cifar.backbones import Backbone, check_schedule, head
 from hf_cifar.batches import ImageBatches, resident_pixels
 from hf_cifar.cache import cache_folder
+from hf_cifar.callbacks import Interrupt, Interrupted, Progress, Speed
 from hf_cifar.data import Data, Split
 from hf_cifar.features import (
     FeatureBatches,
@@ -40,7 +41,7 @@ from hf_cifar.metrics import calibrated, classification_metrics, fit_temperature
 from hf_cifar.prefix import HiddenBatches, Prefix, RunsAtEveryStep, hidden_batches
 from hf_cifar.recipe import Recipe, public_name
 from hf_cifar.table import ImageTable
-from hf_cifar.trainer import CifarTrainer, Interrupt, Interrupted, Progress, Speed
+from hf_cifar.trainer import CifarTrainer
 from hf_cifar.transforms import make_transforms
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from transformers.image_processing_backends import TorchvisionBackend
 
 from hf_cifar import run, stages, table
 from hf_cifar.batches import ImageBatches
+from hf_cifar.callbacks import Speed
 from hf_cifar.recipe import Recipe, load_recipe
-from hf_cifar.trainer import Speed
 from hf_cifar.transforms import Transforms
 
 TOY = {

@@ -377,19 +377,19 @@ def test_a_process_that_dies_is_started_again_to_the_same_bits(uninterrupted, re
 
 @pytest.mark.parametrize("launched", [False, True])
 def test_a_second_signal_leaves_at_once_unless_a_launcher_passed_on_the_first(launched, monkeypatch):
-    from hf_cifar import trainer
+    from hf_cifar import callbacks
 
     monkeypatch.delenv("RANK", raising=False)
     if launched:
         monkeypatch.setenv("RANK", "0")
     before = signal.getsignal(signal.SIGINT)
-    interrupt = trainer.Interrupt()
+    interrupt = callbacks.Interrupt()
     interrupt.listen()
     try:
         signal.raise_signal(signal.SIGTERM)
         if launched:
             signal.raise_signal(signal.SIGTERM)
-            monkeypatch.setattr(trainer, "RELAYED", 0.0)
+            monkeypatch.setattr(callbacks, "RELAYED", 0.0)
         assert interrupt.number == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -102,14 +102,19 @@ class Place:
             os._exit(code)
 
     def end(self, pids: dict[int, int], within: float = 120.0) -> dict[int, int]:
-        """Wait for all; {rank: exit code, or minus the signal}."""
+        """Wait for all; {rank: exit code, or minus the signal}. Where one fails the others are told, as a launcher does."""
         codes: dict[int, int] = {}
+        told = False
         deadline = time.monotonic() + within
         while len(codes) < len(pids):
             for rank in pids.keys() - codes.keys():
                 pid, status = os.waitpid(pids[rank], os.WNOHANG)
                 if pid:
                     codes[rank] = os.waitstatus_to_exitcode(status)
+            if any(codes.values()) and not told:
+                told = True
+                for rank in pids.keys() - codes.keys():
+                    os.kill(pids[rank], signal.SIGTERM)
             if time.monotonic() > deadline:
                 for rank in pids.keys() - codes.keys():
                     os.kill(pids[rank], signal.SIGKILL)
