@@ -17,7 +17,7 @@ from hf_cifar.recipe import find_recipe, load_recipe, packaged, recipe_names
 from hf_cifar.run import training_arguments
 
 NAMES = recipe_names()
-TITLES = ("Model", "Data", "Transforms", "Adaptation", "Training", "Hub")
+TITLES = ("Model", "Data", "Transforms", "Adaptation", "Run", "Training", "Hub")
 TRAIN_IMAGES = {"uoft-cs/cifar10": 50_000, "sample": 2_000, "pictures": 1_000}  # the last by your_images' own example
 
 

@@ -97,8 +97,9 @@ STAGES = {
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", [pytest.param(s, marks=[] if s == "third checkpoint" else pytest.mark.slow) for s in STAGES])
 def test_a_run_folder_that_is_full_at(stage, processes, disk, tmp_path, tiny, undisturbed, tally):
-    want = undisturbed("vit", KEYS, processes)
-    place = Place(tmp_path / "at", tiny("vit"), KEYS, processes, want.cache)
+    keys = KEYS | {"per_device_train_batch_size": 8 // processes}  # as many steps, and so as many checkpoints
+    want = undisturbed("vit", keys, processes)
+    place = Place(tmp_path / "at", tiny("vit"), keys, processes, want.cache)
     folder = disk(20000)
     place.run = folder / "run"
     owner, name, turn = STAGES[stage]
