@@ -127,7 +127,7 @@ def test_full_run_goes_up_once_and_answers_through_pipeline_anywhere(hub: HubSer
     assert hub.log[seen:] == []
 
 
-@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize("edited", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_card_of_a_full_run_names_the_repo_it_went_to(
     hub: HubServer, client: Client, full_run: Path, own_copy: Callable[[Path], Path], edited: bool
 ) -> None:
