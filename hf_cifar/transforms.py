@@ -28,22 +28,29 @@ def _kernel(x: torch.Tensor, bicubic: bool) -> torch.Tensor:
         return (1 - x).clamp(min=0)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
 def resampling(
     start: torch.Tensor, length: torch.Tensor, flip: torch.Tensor, size: int, out: int, bicubic: bool
 ) -> torch.Tensor:
-    """float32 [B, out, size]: row i of matrix b mixes the `size` input pixels into output pixel i of the box
-    [start_b, start_b + length_b), mirrored where `flip_b`. Boxes are in pixels; antialiased where they shrink.
+    """float32 [..., size, out] for boxes [start, start + length) in pixels of a side `size`, float32 [...], mirrored where
+    `flip`, bool [...]: column i of a matrix mixes input pixels into output pixel i; antialiased where a box shrinks.
     """
-    scale = (length / out)[:, None]
+    scale = (length / out)[..., None]
+    spread = scale.clamp(min=1)
     i = torch.arange(out, device=start.device, dtype=torch.float32)
-    i = torch.where(flip[:, None], out - 1 - i, i)
-    centre = start[:, None] + (i + 0.5) * scale
-    j = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
-    weights = _kernel((j - centre[..., None]) / scale.clamp(min=1)[..., None], bicubic)
-    return weights / weights.sum(-1, keepdim=True)
+    centre = start[..., None] + (torch.where(flip[..., None], out - 1 - i, i) + 0.5) * scale
+    # Only the pixels within the kernel's reach are weighed: at 224 px from 32 these are 4 of 32, from 256 px 5 of 256.
+    reach = 2 if bicubic else 1
+    taps = math.ceil(2 * reach * max(1, size / out))
+    first = (centre - reach * spread - 0.5).ceil()
+    j = first[..., None, :] + torch.arange(taps, device=start.device)[:, None]
+    weights = _kernel((j + 0.5 - centre[..., None, :]) / spread[..., None], bicubic) * ((j >= 0) & (j < size))
+    # Room for taps beyond the border, which weigh nothing.
+    matrix = torch.zeros(*start.shape, size + 2 * taps, out, device=start.device)
+    matrix.scatter_(-2, j.long() + taps, weights / weights.sum(-2, keepdim=True))
+    return matrix[..., taps:-taps, :]
 
 
 class Transforms:
@@ -117,21 +124,22 @@ class Transforms:
         """float32 or uint8 [B, 3, S, S] in 0..255 -> the model's float32, by the processor's rescale and normalise alone."""
         return self._process(images, do_resize=False, do_center_crop=False)
 
-    def boxes(self, height: int, width: int, epoch: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(top, left, height, width) in pixels, float32 [B], and flip, bool [B], of each image's crop.
+    def boxes(
+        self, height: int, width: int, epoch: torch.Tensor, index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(top, left) and (height, width) of each image's crop in pixels, float32 [2, B] each, and flip, bool [B].
 
         Where torchvision draws again when a box does not fit, the box is cut to the image here: one draw an image.
         """
-        draws = uniform(self.seed, epoch, index, 5)
-        flip = draws[:, 4] < self.flip
+        draws = uniform(self.seed, epoch, index, 5).T
+        sides = torch.stack([torch.full_like(draws[0], side) for side in (height, width)])
         if self.scale is None:
-            top = left = torch.zeros_like(draws[:, 0])
-            return top, left, torch.full_like(top, height), torch.full_like(left, width), flip
-        area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, 0])
+            return torch.zeros_like(sides), sides, draws[4] < self.flip
+        area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[0])
         low, high = (math.log(r) for r in self.ratio)
-        ratio = (low + (high - low) * draws[:, 1]).exp()
-        h, w = (area / ratio).sqrt().clamp(max=height), (area * ratio).sqrt().clamp(max=width)
-        return (height - h) * draws[:, 2], (width - w) * draws[:, 3], h, w, flip
+        ratio = (low + (high - low) * draws[1]).exp()
+        length = torch.stack([area / ratio, area * ratio]).sqrt().minimum(sides)
+        return (sides - length) * draws[2:4], length, draws[4] < self.flip
 
     def size_at(self, epoch: int) -> int:
         """Side in pixels of the training images of an epoch."""
@@ -156,10 +164,15 @@ class Transforms:
         size = size or self.image_size
         if rounds:
             images = policies.apply(images, rounds)
-        top, left, h, w, flip = self.boxes(height, width, epoch, index)
-        rows = resampling(top, h, torch.zeros_like(flip), height, size, self.bicubic)
-        columns = resampling(left, w, flip, width, size, self.bicubic)
-        picture = rows[:, None] @ images.float() @ columns[:, None].transpose(-1, -2)
+        start, length, flip = self.boxes(height, width, epoch, index)
+        flips = torch.stack([torch.zeros_like(flip), flip])
+        if height == width:  # one call for both: at 32 px its cost is the number of small operations
+            rows, columns = resampling(start, length, flips, height, size, self.bicubic)
+        else:
+            each = zip(start, length, flips, (height, width), strict=True)
+            rows, columns = (resampling(*box, size, self.bicubic) for box in each)
+        wide = images.float().flatten(1, 2) @ columns
+        picture = rows.mT[:, None] @ wide.unflatten(1, images.shape[1:3])
         return picture.clamp_(0, 255)
 
     def finish(self, images: torch.Tensor, epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ def test_a_box_of_whole_pixels_is_torchvisions_resized_crop(resample):
     top, left, height, width = 7, 11, 20, 30
     rows = resampling(torch.tensor([7.0]), torch.tensor([20.0]), torch.tensor([False]), 40, 32, resample == 3)
     columns = resampling(torch.tensor([11.0]), torch.tensor([30.0]), torch.tensor([False]), 48, 32, resample == 3)
-    ours = rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
+    ours = rows.mT[:, None] @ images @ columns[:, None]
     theirs = tv.resized_crop(images, top, left, height, width, [32, 32], MODES[resample], antialias=True)
     # Ours sees the pixels around the box, torchvision's has none there: they agree two and more pixels inside.
     torch.testing.assert_close(ours[..., 4:-4, 4:-4], theirs[..., 4:-4, 4:-4], atol=2e-3, rtol=0)
@@ -104,7 +104,7 @@ def test_flips_are_exact_and_as_frequent_as_asked():
 )
 def test_boxes_lie_inside_with_area_and_ratio_in_range(height, width, scale, ratio, seed):
     t, n = transforms(scale=tuple(scale), ratio=tuple(ratio), flip=0.5, seed=seed), 32
-    top, left, h, w, _ = t.boxes(height, width, *counters(n))
+    (top, left), (h, w), _ = t.boxes(height, width, *counters(n))
     assert (top >= 0).all() and (left >= 0).all() and (h > 0).all() and (w > 0).all()
     assert (top + h <= height * (1 + 1e-6)).all() and (left + w <= width * (1 + 1e-6)).all()
     share, shape = h * w / (height * width), w / h
@@ -120,7 +120,8 @@ def test_the_picture_is_the_box():
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     images = torch.stack([y, x, x])[None].expand(n, -1, -1, -1)
     t = transforms(out, scale=(0.2, 0.9), ratio=(0.5, 2.0), flip=0.5)
-    got, (top, left, h, w, flip) = t.augment(images, *counters(n)), t.boxes(height, width, *counters(n))
+    got = t.augment(images, *counters(n))
+    (top, left), (h, w), flip = t.boxes(height, width, *counters(n))
     steps = (torch.arange(out) + 0.5) / out
     rows, columns = top[:, None] + h[:, None] * steps, left[:, None] + w[:, None] * steps
     columns = torch.where(flip[:, None], columns.flip(-1), columns)
