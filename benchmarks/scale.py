@@ -96,7 +96,7 @@ def against_images(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sides = {str(n): partial(seconds, n) for n in counts}
     found = common.in_turn(sides, args.turns, "s")
     middle = [statistics.median(found[str(n)]) for n in counts]
-    slope, fixed = np.polyfit(counts, middle, 1)
+    slope, fixed = np.polyfit(counts, middle, 1, w=1 / np.array(middle))  # a machine's noise is a share of the time
     strays = {n: m / (slope * n + fixed) - 1 for n, m in zip(counts, middle, strict=True)}
     print(f"{args.model}: {1e3 * slope:.3f} ms an image and {fixed:.2f} s; off the line by at most", end=" ")
     print(f"{100 * max(map(abs, strays.values())):.1f} %")
