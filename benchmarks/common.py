@@ -6,8 +6,6 @@ import argparse
 import json
 import logging
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -224,11 +222,3 @@ def child(script: str, *words: Any, environment: dict[str, str] | None = None, t
     if done.returncode:
         sys.exit(f"{' '.join(map(str, words))}: exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1]) | {"wall": time.perf_counter() - began}
-
-
-def peak_host_bytes() -> int:
-    """Highest resident memory of this process. On Linux not ru_maxrss, which a child starts with its parent's value of."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

@@ -20,7 +20,9 @@ def side(args: argparse.Namespace) -> None:
             from hf_cifar.run import train_recipe
 
             train_recipe(recipe)
-    print(json.dumps({"bytes": common.peak_host_bytes(), "image_size": shape.image_size}))
+    from hf_cifar import hardware
+
+    print(json.dumps({"bytes": hardware.peak_memory(device)["peak_host_memory_bytes"], "image_size": shape.image_size}))
 
 
 def main() -> None:

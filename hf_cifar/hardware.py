@@ -154,7 +154,11 @@ def commit() -> str | None:
 
 def peak_memory(device: torch.device) -> dict[str, int | None]:
     """Highest resident host memory of this process and highest allocated device memory, in bytes."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    status = Path("/proc/self/status")
+    if status.is_file():  # not ru_maxrss, which on Linux starts with the value of the process that started this one
+        host = int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    else:
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
     return {
         "peak_host_memory_bytes": host,
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,

@@ -178,7 +178,7 @@ answer({"gap": (logits[1] - logits[2]).abs().max().item(), "moved": (logits[0] -
     assert_no_token_elsewhere(hub)
 
 
-@pytest.mark.parametrize("fault", [None, 500, "reset"])
+@pytest.mark.parametrize("fault", [None, pytest.param(500, marks=pytest.mark.slow), "reset"])
 def test_through_xet_as_by_default(hub: HubServer, client: Client, lora_run: Path, fault: int | str | None) -> None:
     hub.xet = True
     if fault is not None:
@@ -251,6 +251,7 @@ answer({"rows": {k: len(v) for k, v in data.items()}, "names": data["test"].feat
     assert_no_token_elsewhere(hub)
 
 
+@pytest.mark.slow
 def test_branch_private_and_what_a_run_no_longer_has(
     hub: HubServer, client: Client, lora_run: Path, own_copy: Callable[[Path], Path]
 ) -> None:

@@ -196,6 +196,13 @@ def test_a_run_folder_is_complete(tiny, go, plots):
     assert answer[0]["label"] in LABELS
 
 
+def test_peak_memory_is_the_runs_own_not_that_of_what_started_it():
+    large = np.ones(150_000_000)  # 1.2 GB here, touched, while the other process starts
+    code = "import torch; from hf_cifar import hardware; print(hardware.peak_memory(torch.device('cpu')))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 1e8 < int(told.split("'peak_host_memory_bytes': ")[1].split(",")[0]) < large.nbytes
+
+
 def test_the_resolved_recipe_runs_again_to_the_same_bits(tiny, tmp_path, go):
     first = go("first", tiny("efficientnet"), seed=3)
     again = hf_cifar.train(str(first.path / "recipe.yaml"), output_dir=str(tmp_path / "again"))
