@@ -30,7 +30,8 @@ test-hub1: $(VENV)/.installed
 	PYTHONPATH=$(abspath $(VENV)/hub1) $(BIN)/python -m pytest tests/test_hub.py tests/test_verify.py
 
 bench: $(VENV)/.installed
-	for m in vit-ti16 resnet-18 toy; do $(BIN)/python benchmarks/efficiency.py --model $$m --data $(DATA) || exit 1; done
+	for m in vit-ti16 resnet-18; do $(BIN)/python benchmarks/efficiency.py --model $$m --data $(DATA) || exit 1; done
+	$(BIN)/python benchmarks/efficiency.py --model toy --turns 30 --steps 80 --data $(DATA)
 	for m in toy resnet-18 vit-ti16; do $(BIN)/python benchmarks/stock.py --model $$m --data $(DATA) || exit 1; done
 	for n in linear_probe evaluation vit_huge scale memory; do $(BIN)/python benchmarks/$$n.py --data $(DATA) || exit 1; done
 
