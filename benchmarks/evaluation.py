@@ -1,5 +1,6 @@
-"""Evaluation: images a second of `hf-cifar evaluate` (its `predict.probabilities`), of the bare forward loop on one resident
-batch, and of `pipeline("image-classification")` at the best of several batch sizes, all in the same precision.
+"""Evaluation: images a second of `hf-cifar evaluate` (its `predict.probabilities`), of the bare
+forward loop on one resident batch, and of `pipeline("image-classification")` at the best of several
+batch sizes, all in the same precision.
 """
 
 import dataclasses
@@ -26,10 +27,10 @@ def main() -> None:
     from PIL import Image
     from transformers import pipeline
 
-    from hf_cifar.backbones import load_backbone
-    from hf_cifar.data import load_split
-    from hf_cifar.predict import load_classifier, probabilities
-    from hf_cifar.table import ImageTable
+    from hf_cifar.data.image_store import ImageTable
+    from hf_cifar.data.load import load_split
+    from hf_cifar.evaluation.classifier import load_classifier, probabilities
+    from hf_cifar.models.load import load_backbone
 
     with common.workplace() as folder:
         recipe = common.recipe(folder, args.data, args.model)
@@ -41,7 +42,10 @@ def main() -> None:
         assert isinstance(test.images, ImageTable)
         rows = np.resize(test.rows, args.images)
         split = dataclasses.replace(test, rows=rows, labels=test.images.labels[rows])
-        bf16, last = common.settle(recipe, args.precision, device, frozen=True), bool(recipe.channels_last)
+        bf16, last = (
+            common.settle(recipe, args.precision, device, frozen=True),
+            bool(recipe.channels_last),
+        )
         pictures = [Image.fromarray(np.moveaxis(p, 0, -1)) for p in test.images.batch(rows).numpy()]
         answer = pipeline("image-classification", model=str(folder / "model"), device=device)
 
@@ -52,7 +56,13 @@ def main() -> None:
 
         @torch.inference_mode()
         def bare() -> float:
-            pixels = torch.randn(min(args.batch, args.images), 3, backbone.image_size, backbone.image_size, device=device)
+            pixels = torch.randn(
+                min(args.batch, args.images),
+                3,
+                backbone.image_size,
+                backbone.image_size,
+                device=device,
+            )
             pixels = pixels.contiguous(memory_format=torch.channels_last) if last else pixels
             common.wait(device)
             began, passes = time.perf_counter(), max(1, args.images // len(pixels))
@@ -72,12 +82,27 @@ def main() -> None:
         print(f"pipeline by batch size, images/s: {tried}", file=sys.stderr)
         best = max(tried, key=lambda size: tried[size])
         ours(), bare()  # the first pass of each pays for what later ones find ready
-        found = common.in_turn({"hf-cifar": ours, "bare": bare, "pipeline": lambda: piped(best)}, args.turns, "images/s")
-    share, speedup = common.ratio(found["hf-cifar"], found["bare"]), common.ratio(found["hf-cifar"], found["pipeline"])
+        found = common.in_turn(
+            {"hf-cifar": ours, "bare": bare, "pipeline": lambda: piped(best)},
+            args.turns,
+            "images/s",
+        )
+    share, speedup = (
+        common.ratio(found["hf-cifar"], found["bare"]),
+        common.ratio(found["hf-cifar"], found["pipeline"]),
+    )
     title = f"{args.model}, {'bf16' if bf16 else 'fp32'}"
     common.say(f"{title}: share of the bare loop", share, ">= 0.97")
-    common.say(f"{title}: times as fast as pipeline at batch {best}", speedup, ">= 4 for vit-s16 on a GPU")
-    results = {"model": args.model, "bf16": bf16, "batch": args.batch, "images": args.images, "pipeline_tried": tried}
+    common.say(
+        f"{title}: times as fast as pipeline at batch {best}", speedup, ">= 4 for vit-s16 on a GPU"
+    )
+    results = {
+        "model": args.model,
+        "bf16": bf16,
+        "batch": args.batch,
+        "images": args.images,
+        "pipeline_tried": tried,
+    }
     more = {"images_per_second": found, "share": share, "over_pipeline": speedup}
     common.keep(args, device, f"evaluation-{args.model}", results | more)
 

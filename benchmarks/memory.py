@@ -1,5 +1,5 @@
-"""Peak host memory of a whole run (decoded table, training, scoring, plots, card) above that of the same model training on
-one resident batch. Both are processes of their own.
+"""Peak host memory of a whole run (decoded table, training, scoring, plots, card) above that of the
+same model training on one resident batch. Both are processes of their own.
 """
 
 import argparse
@@ -7,22 +7,31 @@ import json
 
 import common
 
+from hf_cifar.reporting.provenance import peak_memory
+
 
 def side(args: argparse.Namespace) -> None:
     device = common.start(args)
     shape = common.MODELS[args.model]
     with common.workplace() as folder:
-        keys = {"num_train_epochs": args.epochs, "per_device_train_batch_size": args.batch, "bf16": args.precision == "bf16"}
+        keys = {
+            "num_train_epochs": args.epochs,
+            "per_device_train_batch_size": args.batch,
+            "bf16": args.precision == "bf16",
+        }
         recipe = common.recipe(folder, args.data, args.model, **keys, max_train_samples=args.images)
         if args.side == "bare":
             common.bare_loop(recipe, device, args.batch, 8)
         else:
-            from hf_cifar.run import train_recipe
+            from hf_cifar.runs.run import train_recipe
 
             train_recipe(recipe)
-    from hf_cifar import hardware
 
-    print(json.dumps({"bytes": hardware.peak_memory(device)["peak_host_memory_bytes"], "image_size": shape.image_size}))
+    print(
+        json.dumps(
+            {"bytes": peak_memory(device)["peak_host_memory_bytes"], "image_size": shape.image_size}
+        )
+    )
 
 
 def main() -> None:
@@ -32,7 +41,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--side", choices=("hf-cifar", "bare"), help="(used by the benchmark itself)")
+    parser.add_argument(
+        "--side", choices=("hf-cifar", "bare"), help="(used by the benchmark itself)"
+    )
     args = parser.parse_args()
     if args.quick:
         args.images, args.turns = 64, 1
@@ -48,10 +59,19 @@ def main() -> None:
         return common.child(__file__, *words)["bytes"] / 1e6
 
     with common.workplace():
-        found = common.in_turn({"hf-cifar": lambda: run("hf-cifar"), "bare": lambda: run("bare")}, args.turns, "MB")
+        found = common.in_turn(
+            {"hf-cifar": lambda: run("hf-cifar"), "bare": lambda: run("bare")}, args.turns, "MB"
+        )
     above = [a - b for a, b in zip(found["hf-cifar"], found["bare"], strict=True)]
-    print(f"{args.model}: {sorted(above)[len(above) // 2]:.0f} MB above ({min(above):.0f} to {max(above):.0f})  goal <= 400")
-    results = {"model": args.model, "images": args.images, "epochs": args.epochs, "batch": args.batch}
+    print(
+        f"{args.model}: {sorted(above)[len(above) // 2]:.0f} MB above ({min(above):.0f} to {max(above):.0f})  goal <= 400"
+    )
+    results = {
+        "model": args.model,
+        "images": args.images,
+        "epochs": args.epochs,
+        "batch": args.batch,
+    }
     common.keep(args, device, "memory", results | {"megabytes": found, "above": above})
     return None
 

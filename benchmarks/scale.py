@@ -1,5 +1,6 @@
-"""Cost against work: seconds against the number of images, images/s against image size and model, and the start-up (command
-to first step) with an empty and a filled cache, beyond what imports and weights take.
+"""Cost against work: seconds against the number of images, images/s against image size and model,
+and the start-up (command to first step) with an empty and a filled cache, beyond what imports and
+weights take.
 """
 
 import argparse
@@ -36,8 +37,9 @@ def startup_side(args: argparse.Namespace) -> None:
 
     builtins.__import__ = timed_import
     common.start(args)
-    from hf_cifar import cli, run
-    from hf_cifar.trainer import CifarTrainer
+    from hf_cifar.cli import main
+    from hf_cifar.runs import run
+    from hf_cifar.training.trainer import CifarTrainer
 
     weights, load = 0.0, run.load_backbone
 
@@ -51,23 +53,45 @@ def startup_side(args: argparse.Namespace) -> None:
     def first_step(*_: Any, **__: Any) -> None:
         raise FirstStep
 
-    run.load_backbone, CifarTrainer.training_step = timed_load, first_step  # type: ignore[assignment]
+    # type: ignore[assignment]
+    run.load_backbone, CifarTrainer.training_step = timed_load, first_step
     with common.workplace() as folder, contextlib.suppress(FirstStep):
         common.recipe(folder, args.data, args.model, per_device_train_batch_size=8)
-        cli.run(["train", str(folder / "recipe.yaml")])
+        main.run(["train", str(folder / "recipe.yaml")])
     total = time.perf_counter() - BEGAN
-    print(json.dumps({"total": total, "imports": imports, "weights": weights, "own": total - imports - weights}))
+    print(
+        json.dumps(
+            {
+                "total": total,
+                "imports": imports,
+                "weights": weights,
+                "own": total - imports - weights,
+            }
+        )
+    )
 
 
 def startup(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
-    words = ["--side", "startup", "--model", args.model, "--data", args.data, "--device", args.device]
+    words = [
+        "--side",
+        "startup",
+        "--model",
+        args.model,
+        "--data",
+        args.data,
+        "--device",
+        args.device,
+    ]
     for turn in range(args.turns):
         cache = {"HF_CIFAR_CACHE": str(folder / f"cache-{turn}")}
         for name in found:
             found[name].append(common.child(__file__, *words, environment=cache))
     for name, rows in found.items():
-        middle = {k: statistics.median(row[k] for row in rows) for k in ("total", "imports", "weights", "own")}
+        middle = {
+            k: statistics.median(row[k] for row in rows)
+            for k in ("total", "imports", "weights", "own")
+        }
         goal = "  goal < 1" if name == "warm" else ""
         print(
             f"start-up, {name} cache: {middle['total']:.2f} s, of it {middle['own']:.2f} s of its own"
@@ -77,35 +101,54 @@ def startup(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def against_images(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One epoch of n images, in seconds of the training itself; the line through them and how far they stray from it."""
+    """One epoch of n images, in seconds of the training itself; the line through them and how far
+    they stray from it.
+    """
     import numpy as np
 
-    from hf_cifar.run import train_recipe
+    from hf_cifar.runs.run import train_recipe
 
     counts = [n for n in (1000, 2000, 5000, 10_000, 20_000, 50_000) if n <= args.images]
     if args.quick:
         counts = [64, 128]
 
     def seconds(n: int) -> float:
-        keys = {"max_train_samples": n, "num_train_epochs": 1, "per_device_train_batch_size": 50, "max_eval_samples": 10}
-        return train_recipe(common.recipe(folder, args.data, args.model, bf16=False, **keys), fresh=True).metrics[
-            "train_runtime"
-        ]
+        keys = {
+            "max_train_samples": n,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 50,
+            "max_eval_samples": 10,
+        }
+        return train_recipe(
+            common.recipe(folder, args.data, args.model, bf16=False, **keys), fresh=True
+        ).metrics["train_runtime"]
 
     seconds(counts[0])  # the first run of a process pays for what the others find ready
     sides = {str(n): partial(seconds, n) for n in counts}
     found = common.in_turn(sides, args.turns, "s")
     middle = [statistics.median(found[str(n)]) for n in counts]
-    slope, fixed = np.polyfit(counts, middle, 1, w=1 / np.array(middle))  # a machine's noise is a share of the time
+    slope, fixed = np.polyfit(
+        counts, middle, 1, w=1 / np.array(middle)
+    )  # a machine's noise is a share of the time
     strays = {n: m / (slope * n + fixed) - 1 for n, m in zip(counts, middle, strict=True)}
-    print(f"{args.model}: {1e3 * slope:.3f} ms an image and {fixed:.2f} s; off the line by at most", end=" ")
+    print(
+        f"{args.model}: {1e3 * slope:.3f} ms an image and {fixed:.2f} s; off the line by at most",
+        end=" ",
+    )
     print(f"{100 * max(map(abs, strays.values())):.1f} %")
-    return {"seconds": found, "seconds_per_image": slope, "fixed_seconds": fixed, "off_the_line": strays}
+    return {
+        "seconds": found,
+        "seconds_per_image": slope,
+        "fixed_seconds": fixed,
+        "off_the_line": strays,
+    }
 
 
 def against_size(args: argparse.Namespace, folder: Path, device: Any) -> dict[str, Any]:
-    """Images/s of ours and of the bare loop by image size (ViT-Ti/16) and by model (at its own size)."""
-    from hf_cifar.run import train_recipe
+    """Images/s of ours and of the bare loop by image size (ViT-Ti/16) and by model (at its own
+    size).
+    """
+    from hf_cifar.runs.run import train_recipe
 
     cases: list[tuple[str, int]] = [("vit-ti16", side) for side in (32, 64, 96, 128, 160, 192, 224)]
     cases += [(name, common.MODELS[name].image_size) for name in ("resnet-18", "vit-s16")]
@@ -119,7 +162,9 @@ def against_size(args: argparse.Namespace, folder: Path, device: Any) -> dict[st
         batch = shape.batch * (16 if device.type == "cuda" else 1)
         steps = 4 if args.quick else 50 if device.type == "cuda" else shape.steps
         keys = {"image_size": side, "max_steps": steps, "per_device_train_batch_size": batch}
-        recipe = common.recipe(folder, args.data, name, **keys, max_train_samples=512, max_eval_samples=10)
+        recipe = common.recipe(
+            folder, args.data, name, **keys, max_train_samples=512, max_eval_samples=10
+        )
         bf16 = common.settle(recipe, "fp32" if args.quick else "auto", device)
         last: dict[str, Any] = {}
 
@@ -131,7 +176,10 @@ def against_size(args: argparse.Namespace, folder: Path, device: Any) -> dict[st
             return common.bare_loop(recipe, device, batch, steps)
 
         rates = common.in_turn({"hf-cifar": ours, "bare": bare}, args.turns, "images/s")
-        share, flops = common.ratio(rates["hf-cifar"], rates["bare"]), last["forward_flops_per_image"]
+        share, flops = (
+            common.ratio(rates["hf-cifar"], rates["bare"]),
+            last["forward_flops_per_image"],
+        )
         speed = statistics.median(rates["hf-cifar"])
         print(
             f"{name:<10} {side:>4} px  {flops / 1e9:7.2f} GFLOP  {speed:9.1f} images/s"
@@ -139,15 +187,24 @@ def against_size(args: argparse.Namespace, folder: Path, device: Any) -> dict[st
             end="",
         )
         common.say("  share of the bare loop", share)
-        found[f"{name} {side}"] = {"images_per_second": rates, "share": share, "forward_flops": flops, "bf16": bf16}
+        found[f"{name} {side}"] = {
+            "images_per_second": rates,
+            "share": share,
+            "forward_flops": flops,
+            "bf16": bf16,
+        }
     return found
 
 
 def main() -> None:
     parser = common.parser(__doc__, turns=3)
     parser.add_argument("--part", choices=("all", "images", "size", "startup"), default="all")
-    parser.add_argument("--model", choices=common.MODELS, default="toy", help="of `images` and `startup`")
-    parser.add_argument("--images", type=int, default=2000, help="at most so many (the sample holds 2,000)")
+    parser.add_argument(
+        "--model", choices=common.MODELS, default="toy", help="of `images` and `startup`"
+    )
+    parser.add_argument(
+        "--images", type=int, default=2000, help="at most so many (the sample holds 2,000)"
+    )
     parser.add_argument("--side", choices=("startup",), help="(used by the benchmark itself)")
     args = parser.parse_args()
     if args.side:

@@ -1,9 +1,10 @@
-"""End to end against the stock recipe: the transformers example's way of fine-tuning, at its default of 0 workers and at the
-best of 2, 8 and all cores.
+"""End to end against the stock recipe: the transformers example's way of fine-tuning, at its
+default of 0 workers and at the best of 2, 8 and all cores.
 
-Same model, epochs, batch and precision; each side trains, scores the test images and saves its model, as a process of its
-own (so that neither leaves anything behind for the other). Ours also writes plots and a card. Seconds are those of the
-whole process; `work` leaves out the imports. Caches of both sides are warm.
+Same model, epochs, batch and precision; each side trains, scores the test images and saves its
+model, as a process of its own (so that neither leaves anything behind for the other). Ours also
+writes plots and a card. Seconds are those of the whole process; `work` leaves out the imports.
+Caches of both sides are warm.
 """
 
 import argparse
@@ -19,13 +20,15 @@ def side(args: argparse.Namespace) -> None:
     device = common.start(args)
     import torch
 
-    from hf_cifar import cli
-    from hf_cifar.backbones import load_backbone
+    from hf_cifar.cli import main
+    from hf_cifar.models.load import load_backbone
 
     with common.workplace() as folder:
         few = {"max_train_samples": args.images, "max_eval_samples": args.test_images}
         batch = {"per_device_train_batch_size": args.batch, "per_device_eval_batch_size": 128}
-        recipe = common.recipe(folder, args.data, args.model, num_train_epochs=args.epochs, **few, **batch)
+        recipe = common.recipe(
+            folder, args.data, args.model, num_train_epochs=args.epochs, **few, **batch
+        )
         bf16 = recipe.training["bf16"] = args.precision == "bf16"
         if args.side == "stock":
             from stock_recipe import load, stock_trainer
@@ -33,14 +36,18 @@ def side(args: argparse.Namespace) -> None:
             began = time.perf_counter()
             data = load(args.data, args.images, args.test_images)
             backbone = load_backbone(recipe, [str(i) for i in range(10)])
-            more = {"num_train_epochs": args.epochs, "dataloader_num_workers": args.workers, "bf16": bf16}
+            more = {
+                "num_train_epochs": args.epochs,
+                "dataloader_num_workers": args.workers,
+                "bf16": bf16,
+            }
             trainer = stock_trainer(backbone, folder / "stock", data, [], **batch, **more)
             trainer.train()
             accuracy = trainer.evaluate()["eval_accuracy"]
             trainer.save_model()
         else:
             began = time.perf_counter()
-            cli.run(["train", str(folder / "recipe.yaml"), "--bf16", str(bf16)])
+            main.run(["train", str(folder / "recipe.yaml"), "--bf16", str(bf16)])
             accuracy = json.loads((folder / "run" / "metrics.json").read_text())["test_accuracy"]
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -54,9 +61,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--test-images", type=int, default=1000)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of both sides")
-    parser.add_argument("--stock-fp32", action="store_true", help="leave the stock side at its default precision")
-    parser.add_argument("--side", choices=("hf-cifar", "stock"), help="(used by the benchmark itself)")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of both sides"
+    )
+    parser.add_argument(
+        "--stock-fp32", action="store_true", help="leave the stock side at its default precision"
+    )
+    parser.add_argument(
+        "--side", choices=("hf-cifar", "stock"), help="(used by the benchmark itself)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="(used by the benchmark itself)")
     args = parser.parse_args()
     if args.quick:
@@ -71,11 +84,24 @@ def main() -> None:
 
         def run(name: str, workers: int = 0, epochs: float = args.epochs) -> float:
             how = "fp32" if name == "stock" and args.stock_fp32 else precision
-            words = ["--side", name, "--workers", workers, "--model", args.model, "--device", args.device, "--data", args.data]
+            words = [
+                "--side",
+                name,
+                "--workers",
+                workers,
+                "--model",
+                args.model,
+                "--device",
+                args.device,
+                "--data",
+                args.data,
+            ]
             words += ["--epochs", epochs, "--batch", args.batch, "--precision", how]
             words += ["--images", args.images, "--test-images", args.test_images]
             result = common.child(__file__, *words)
-            works.setdefault(f"{name}, {workers} workers" if name == "stock" else name, []).append(result["work"])
+            works.setdefault(f"{name}, {workers} workers" if name == "stock" else name, []).append(
+                result["work"]
+            )
             return result["wall"]
 
         works: dict[str, list[float]] = {}
@@ -97,9 +123,25 @@ def main() -> None:
         common.say(f"{args.model}, {precision}: times as fast as the {name}", speedups[name])
         common.say("  without imports", inner)
         speedups[f"{name}, without imports"] = inner
-    sizes = {"epochs": args.epochs, "batch": args.batch, "images": args.images, "test_images": args.test_images}
-    results = {"model": args.model, "precision": precision, "stock_fp32": args.stock_fp32, **sizes, "workers_tried": tried}
-    common.keep(args, device, f"stock-{args.model}", results | {"seconds": found, "work": works, "speedup": speedups})
+    sizes = {
+        "epochs": args.epochs,
+        "batch": args.batch,
+        "images": args.images,
+        "test_images": args.test_images,
+    }
+    results = {
+        "model": args.model,
+        "precision": precision,
+        "stock_fp32": args.stock_fp32,
+        **sizes,
+        "workers_tried": tried,
+    }
+    common.keep(
+        args,
+        device,
+        f"stock-{args.model}",
+        results | {"seconds": found, "work": works, "speedup": speedups},
+    )
     return None
 
 

@@ -1,9 +1,11 @@
-"""Minutes from the command to an accuracy on CIFAR-10's 10,000 test images, from real weights: a recipe of ours against the
-stock recipe (the transformers example at its defaults: 224 px, batch 8, learning rate 5e-5, float32) with the same backbone.
+"""Minutes from the command to an accuracy on CIFAR-10's 10,000 test images, from real weights: a
+recipe of ours against the stock recipe (the transformers example at its defaults: 224 px, batch 8,
+learning rate 5e-5, float32) with the same backbone.
 
-While a side trains, the test images are scored every so often, first a part of them and, where that comes near the goal or
-training ends, all; the clock stands still meanwhile, for both sides alike; a `linear` recipe's one look at them counts in
-full. A side that has not arrived within the budget is stopped, and where that is the stock recipe the ratio is a lower bound.
+While a side trains, the test images are scored every so often, first a part of them and, where that
+comes near the goal or training ends, all; the clock stands still meanwhile, for both sides alike; a
+`linear` recipe's one look at them counts in full. A side that has not arrived within the budget is
+stopped, and where that is the stock recipe the ratio is a lower bound.
 """
 
 import argparse
@@ -25,8 +27,8 @@ class Arrived(Exception):
 
 
 def clock(args: argparse.Namespace, score: Any) -> Any:
-    """A callback that scores now and then; `score(trainer, part)` is the accuracy on the first images or, without part, on
-    all.
+    """A callback that scores now and then; `score(trainer, part)` is the accuracy on the first
+    images or, without part, on all.
     """
     from transformers import TrainerCallback
 
@@ -50,7 +52,12 @@ def clock(args: argparse.Namespace, score: Any) -> Any:
             self.curve.append((round(now, 1), accuracy))
             print(f"  {now:.0f} s, step {steps}: {accuracy:.4f}", file=sys.stderr, flush=True)
             if arrived or now > 60 * args.budget:
-                found = {"seconds": now if arrived else None, "ran": now, "accuracy": accuracy, "curve": self.curve}
+                found = {
+                    "seconds": now if arrived else None,
+                    "ran": now,
+                    "accuracy": accuracy,
+                    "curve": self.curve,
+                }
                 raise Arrived(json.dumps(found))
             self.next = now + args.every
 
@@ -63,17 +70,26 @@ def clock(args: argparse.Namespace, score: Any) -> Any:
 
 
 def ours(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from hf_cifar import run, stages
-    from hf_cifar.prefix import HiddenBatches
-    from hf_cifar.recipe import load_recipe
+    from hf_cifar.features.lower_blocks import HiddenStateBatches
+    from hf_cifar.recipe.load import load_recipe
+    from hf_cifar.runs import run, stages
 
     keys = {"dataset_name": args.data, "output_dir": str(folder / "run"), "disable_tqdm": True}
-    recipe = load_recipe(args.recipe, keys | ({"model_name_or_path": args.weights} if args.weights else {}))
-    if recipe.method == "linear":  # its epochs are milliseconds: the whole run is what there is to wait for
+    recipe = load_recipe(
+        args.recipe, keys | ({"model_name_or_path": args.weights} if args.weights else {})
+    )
+    if (
+        recipe.method == "linear"
+    ):  # its epochs are milliseconds: the whole run is what there is to wait for
         accuracy = run.train_recipe(recipe).metrics["test_accuracy"]
         seconds = time.time() - args.began
         arrived = seconds if accuracy >= args.goal else None
-        return {"seconds": arrived, "ran": seconds, "accuracy": accuracy, "curve": [(seconds, accuracy)]}
+        return {
+            "seconds": arrived,
+            "ran": seconds,
+            "accuracy": accuracy,
+            "curve": [(seconds, accuracy)],
+        }
 
     make = stages.Stage.make_trainer
 
@@ -81,10 +97,12 @@ def ours(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         def score(trainer: Any, part: int | None) -> float:
             batches = copy.copy(stage.eval_sets["test"])
             labels = batches.labels[:part]
-            if isinstance(batches, HiddenBatches):
+            if isinstance(batches, HiddenStateBatches):
                 batches.values, batches.labels = batches.values[:, :part], labels
             else:
-                batches.split = dataclasses.replace(batches.split, rows=batches.split.rows[:part], labels=labels)
+                batches.split = dataclasses.replace(
+                    batches.split, rows=batches.split.rows[:part], labels=labels
+                )
             answers = trainer.predict(batches).predictions
             return float((answers.argmax(1) == labels).mean())
 
@@ -95,15 +113,20 @@ def ours(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     stages.Stage.make_trainer = with_clock  # type: ignore[assignment,method-assign]
     metrics = run.train_recipe(recipe).metrics
-    return {"seconds": None, "ran": time.time() - args.began, "accuracy": metrics["test_accuracy"], "curve": []}
+    return {
+        "seconds": None,
+        "ran": time.time() - args.began,
+        "accuracy": metrics["test_accuracy"],
+        "curve": [],
+    }
 
 
 def stock(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from stock_recipe import load, stock_trainer
 
-    from hf_cifar.backbones import load_backbone
-    from hf_cifar.keys import ModelKeys
-    from hf_cifar.recipe import load_recipe
+    from hf_cifar.models.load import load_backbone
+    from hf_cifar.recipe.fields import ModelKeys
+    from hf_cifar.recipe.load import load_recipe
 
     data = load(args.data, None, None)
     weights = args.weights or load_recipe(args.recipe).model_name_or_path
@@ -112,30 +135,65 @@ def stock(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     def score(trainer: Any, part: int | None) -> float:
         whole = trainer.eval_dataset
-        return trainer.predict(whole.select(range(part)) if part else whole).metrics["test_accuracy"]
+        return trainer.predict(whole.select(range(part)) if part else whole).metrics[
+            "test_accuracy"
+        ]
 
     callback = clock(args, score)
-    more = {"dataloader_num_workers": args.workers, "per_device_eval_batch_size": 64, "bf16": args.stock_bf16}
+    more = {
+        "dataloader_num_workers": args.workers,
+        "per_device_eval_batch_size": 64,
+        "bf16": args.stock_bf16,
+    }
     trainer = callback.trainer = stock_trainer(backbone, folder / "stock", data, [callback], **more)
     trainer.train()
-    return {"seconds": None, "ran": callback.seconds(), "accuracy": callback.curve[-1][1], "curve": callback.curve}
+    return {
+        "seconds": None,
+        "ran": callback.seconds(),
+        "accuracy": callback.curve[-1][1],
+        "curve": callback.curve,
+    }
 
 
 def main() -> None:
     parser = common.parser(__doc__, turns=1)
-    parser.add_argument("--weights", help="backbone of both sides: a folder or Hub id; default: the recipe's")
+    parser.add_argument(
+        "--weights", help="backbone of both sides: a folder or Hub id; default: the recipe's"
+    )
     parser.add_argument("--recipe", default="fast_90", help="ours: a packaged recipe or a file")
     parser.add_argument("--goal", type=float, default=0.90)
-    parser.add_argument("--budget", type=float, default=60.0, help="minutes after which a side is stopped")
-    parser.add_argument("--every", type=float, default=60.0, help="seconds of training between two looks at the test images")
-    parser.add_argument("--part", type=int, default=1000, help="how many test images a look scores first")
+    parser.add_argument(
+        "--budget", type=float, default=60.0, help="minutes after which a side is stopped"
+    )
+    parser.add_argument(
+        "--every",
+        type=float,
+        default=60.0,
+        help="seconds of training between two looks at the test images",
+    )
+    parser.add_argument(
+        "--part", type=int, default=1000, help="how many test images a look scores first"
+    )
     parser.add_argument("--workers", type=int, default=0, help="of the stock recipe")
-    parser.add_argument("--stock-bf16", action="store_true", help="give the stock recipe bf16, which is not its default")
-    parser.add_argument("--side", choices=("hf-cifar", "stock"), help="(used by the benchmark itself)")
+    parser.add_argument(
+        "--stock-bf16",
+        action="store_true",
+        help="give the stock recipe bf16, which is not its default",
+    )
+    parser.add_argument(
+        "--side", choices=("hf-cifar", "stock"), help="(used by the benchmark itself)"
+    )
     parser.add_argument("--began", type=float, help="(used by the benchmark itself)")
     args = parser.parse_args()
     if args.quick:
-        args.recipe, args.goal, args.budget, args.every, args.part, args.turns = "quickstart", 1.01, 0.02, 1.0, 20, 1
+        args.recipe, args.goal, args.budget, args.every, args.part, args.turns = (
+            "quickstart",
+            1.01,
+            0.02,
+            1.0,
+            20,
+            1,
+        )
     if args.side:
         device = common.start(args)
         with common.workplace() as folder:
@@ -156,21 +214,38 @@ def main() -> None:
     with common.workplace() as folder:
         for turn in range(args.turns):
             for name in ["stock"] if args.quick else list(runs):
-                cache = {"HF_CIFAR_CACHE": str(folder / f"cache-{turn}")}  # a first start: nothing decoded, no features
-                runs[name].append(common.child(__file__, *words, "--side", name, "--began", time.time(), environment=cache))
+                cache = {
+                    "HF_CIFAR_CACHE": str(folder / f"cache-{turn}")
+                }  # a first start: nothing decoded, no features
+                runs[name].append(
+                    common.child(
+                        __file__, *words, "--side", name, "--began", time.time(), environment=cache
+                    )
+                )
     for name, rows in runs.items():
         if rows:
             ran = statistics.median(r["ran"] for r in rows) / 60
-            what = f"{ran:.1f} min to" if all(r["seconds"] for r in rows) else f"stopped after {ran:.1f} min short of"
-            print(f"{name}: {what} {100 * args.goal:g} %; last seen {100 * rows[-1]['accuracy']:.2f} %")
-    results = {"weights": os.path.basename(args.weights or ""), "recipe": args.recipe, "goal": args.goal, "budget": args.budget}
+            what = (
+                f"{ran:.1f} min to"
+                if all(r["seconds"] for r in rows)
+                else f"stopped after {ran:.1f} min short of"
+            )
+            print(
+                f"{name}: {what} {100 * args.goal:g} %; last seen {100 * rows[-1]['accuracy']:.2f} %"
+            )
+    results = {
+        "weights": os.path.basename(args.weights or ""),
+        "recipe": args.recipe,
+        "goal": args.goal,
+        "budget": args.budget,
+    }
     results |= times(runs["hf-cifar"], runs["stock"])
     common.keep(args, device, "time-to-accuracy", results | {"runs": runs})
 
 
 def times(ours: list[dict[str, Any]], stock: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many times as soon ours arrives, said and as entries for the JSON: a lower bound where the stock recipe was stopped,
-    and nothing where ours did not arrive.
+    """How many times as soon ours arrives, said and as entries for the JSON: a lower bound where
+    the stock recipe was stopped, and nothing where ours did not arrive.
     """
     if not ours or not all(row["seconds"] for row in ours):
         return {"times": None, "lower_bound": None}

@@ -8,12 +8,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_cifar.run import Run
+    from hf_cifar.runs.run import Run
 
 
 def train(recipe: str, *, fresh: bool = False, **overrides: Any) -> "Run":
-    """Train what a recipe says: a file or a packaged name, with any key overridden. See `hf_cifar.run.train`."""
-    from hf_cifar.run import train as train_
+    """Train what a recipe says: a file or a packaged name, with any key overridden. See
+    `hf_cifar.runs.run.train`.
+    """
+    from hf_cifar.runs.run import train as train_
 
     return train_(recipe, fresh=fresh, **overrides)
 

@@ -1,6 +1,8 @@
-"""`python -m hf_cifar` is `hf-cifar`; `accelerate launch -m hf_cifar train RECIPE` runs it on many GPUs."""
+"""`python -m hf_cifar` is `hf-cifar`; `accelerate launch -m hf_cifar train RECIPE` runs it on many
+GPUs.
+"""
 
-from hf_cifar.cli import main
+from hf_cifar.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,8 @@
-"""Keeps the card of a real run in the repository: python scripts/keep_card.py runs/NAME [runs/NAME ...]
+"""Keeps the card of a real run in the repository: python scripts/keep_card.py runs/NAME [runs/NAME
+...]
 
-Copies what the card shows (README.md, metrics.json, plots/) to model_cards/NAME; the card is written anew from metrics.json.
+Copies what the card shows (README.md, metrics.json, plots/) to model_cards/NAME; the card is
+written anew from metrics.json.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from hf_cifar.report import write_card
+from hf_cifar.reporting.model_card import write_card
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 

@@ -9,12 +9,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_cifar.cli import default_of
+from hf_cifar.cli.main import default_of
 from hf_cifar.errors import UserError
-from hf_cifar.keys import BLOCKS, TRAINING_DEFAULTS
+from hf_cifar.recipe.fields import BLOCKS, TRAINING_DEFAULTS
 
 MARKS = ("<!-- keys -->", "<!-- /keys -->")
-# What a key of TrainingArguments means here beyond, or other than, what transformers' own documentation says of it.
+# What a key of TrainingArguments means here beyond, or other than, what transformers' own
+# documentation says of it.
 TRAINING_HELP = {
     "output_dir": "the run folder; default: `runs/` and the recipe's name",
     "max_steps": "steps in all, in place of `num_train_epochs`; -1: not set",
@@ -35,7 +36,9 @@ TRAINING_HELP = {
 
 
 def table() -> str:
-    """Markdown: block, key, default and help of every own key, then the keys of TrainingArguments with our defaults."""
+    """Markdown: block, key, default and help of every own key, then the keys of TrainingArguments
+    with our defaults.
+    """
     rows = [
         (title, field.name, default_of(field), field.metadata["help"])
         for title, block in BLOCKS.items()
@@ -43,11 +46,15 @@ def table() -> str:
     ]
     for name, default in TRAINING_DEFAULTS.items():
         title = "Hub" if name.startswith(("hub_", "push_")) else "Training"
-        rows.append((title, name, json.dumps(default), TRAINING_HELP.get(name, "as in `TrainingArguments`")))
+        rows.append(
+            (title, name, json.dumps(default), TRAINING_HELP.get(name, "as in `TrainingArguments`"))
+        )
     lines = ["| block | key | default | |", "|---|---|---|---|"]
     before = None
     for title, name, default, help in rows:
-        lines.append(f"| {title if title != before else ''} | `{name}` | `{default}` | {help.replace('|', '&#124;')} |")
+        lines.append(
+            f"| {title if title != before else ''} | `{name}` | `{default}` | {help.replace('|', '&#124;')} |"
+        )
         before = title
     return "\n".join(lines)
 
@@ -56,7 +63,9 @@ def refreshed(text: str, name: str) -> str:
     """`text` with a new table between its marks. Raises UserError where it has no such marks."""
     pattern = re.compile(f"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", re.DOTALL)
     if not pattern.search(text):
-        raise UserError(f"{name}: no lines {MARKS[0]} and {MARKS[1]} to hold the table; write them where it should stand")
+        raise UserError(
+            f"{name}: no lines {MARKS[0]} and {MARKS[1]} to hold the table; write them where it should stand"
+        )
     return pattern.sub(lambda found: f"{found[1]}{table()}\n{found[2]}", text, count=1)
 
 

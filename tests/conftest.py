@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-HOME = Path(tempfile.mkdtemp(prefix="hf-cifar-tests-"))  # before the libraries are imported: they read these once
+HOME = Path(
+    tempfile.mkdtemp(prefix="hf-cifar-tests-")
+)  # before the libraries are imported: they read these once
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ |= {
     "OMP_NUM_THREADS": "1",
@@ -26,7 +28,7 @@ for name in ("HF_TOKEN", "HF_ENDPOINT", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
 
 import pytest  # noqa: E402
 
-pytest_plugins = ["hub_fixtures"]
+pytest_plugins = ["helpers.hub_fixtures"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,12 +42,14 @@ def _quiet_and_small() -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`tiny("vit")`: the folder of a tiny pretrained model of this family (`tiny_models.FAMILIES`), not to be changed."""
+    """`tiny("vit")`: the folder of a tiny pretrained model of this family (`tiny_models.FAMILIES`),
+    not to be changed.
+    """
     made: dict[str, Path] = {}
 
     def folder(family: str) -> Path:
         if family not in made:
-            import tiny_models
+            from helpers import tiny_models
 
             made[family] = tiny_models.save(family, tmp_path_factory.mktemp("models") / family)
         return made[family]

@@ -12,7 +12,9 @@ ENDS = ("identical", "one clear error", "WRONG")
 
 
 class Tally:
-    """Faults of a test, counted when it ends: of one that fails all that are not counted yet went wrong."""
+    """Faults of a test, counted when it ends: of one that fails all that are not counted yet went
+    wrong.
+    """
 
     def __init__(self) -> None:
         self.tried: Counter[str] = Counter()
@@ -40,14 +42,16 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
 @pytest.fixture(scope="session")
 def undisturbed(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable:
     """`undisturbed(family, keys, processes)`: the run that nothing stops, made once."""
-    import forked
+    from helpers import forked
 
     made: dict[str, forked.Whole] = {}
 
     def find(family: str, keys: dict, processes: int = 1) -> forked.Whole:
         name = f"{family} {keys} {processes}"
         if name not in made:
-            made[name] = forked.whole(forked.Place(tmp_path_factory.mktemp("whole") / "at", tiny(family), keys, processes))
+            made[name] = forked.whole(
+                forked.Place(tmp_path_factory.mktemp("whole") / "at", tiny(family), keys, processes)
+            )
         return made[name]
 
     return find
@@ -68,5 +72,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("faults")
     terminalreporter.write_line(f"{'kind':<44}{'tried':>8}" + "".join(f"{end:>17}" for end in ENDS))
     for kind in [*kinds, "all"]:
-        row = [sum(n for (k, e), n in counts.items() if kind in (k, "all") and e == end) for end in ENDS]
+        row = [
+            sum(n for (k, e), n in counts.items() if kind in (k, "all") and e == end)
+            for end in ENDS
+        ]
         terminalreporter.write_line(f"{kind:<44}{sum(row):>8}" + "".join(f"{n:>17}" for n in row))

@@ -1,4 +1,6 @@
-"""Files that were cut or altered: they are found, named and passed over or made anew, and the run's bits stay the same."""
+"""Files that were cut or altered: they are found, named and passed over or made anew, and the run's
+bits stay the same.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from forked import Place, die, quick_plots
+from helpers.forked import Place, die, quick_plots
 
-from hf_cifar import checkpoints, features
+from hf_cifar.features.store import Entry, load_entry
+from hf_cifar.training import checkpoints
 
 FILES = (
     "carried.json",
@@ -51,9 +54,9 @@ def stopped(tiny, tmp_path_factory, undisturbed):
 
     def hook(_: int) -> None:
         quick_plots()
-        from hf_cifar import report
+        from hf_cifar.reporting import predictions
 
-        report.write_predictions = lambda *_: die()  # type: ignore[assignment]
+        predictions.write_predictions = lambda *_: die()  # type: ignore[assignment]
 
     assert place.go(hook) == -9
     assert list(checkpoints.steps(place.run / "checkpoints")) == [3, 6, 9, 10]
@@ -72,7 +75,11 @@ CHECKPOINT = [(name, how) for name in FILES for how in HARMS]
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), [pytest.param(*c, marks=[] if i % 9 == 4 else pytest.mark.slow) for i, c in enumerate(CHECKPOINT)]
+    ("name", "how"),
+    [
+        pytest.param(*c, marks=[] if i % 9 == 4 else pytest.mark.slow)
+        for i, c in enumerate(CHECKPOINT)
+    ],
 )
 def test_a_file_of_the_newest_checkpoint(name, how, stopped, tmp_path, tiny, tally):
     place, want = again(stopped, tmp_path, tiny)
@@ -83,7 +90,9 @@ def test_a_file_of_the_newest_checkpoint(name, how, stopped, tmp_path, tiny, tal
     harm(newest / name, how, random.Random(f"{name} {how}"))
     assert place.go(lambda _: quick_plots()) == 0, place.said()
     if how != "zeros" or b"\0" * 4096 not in before:  # some may be zeros as they are
-        assert "checkpoint-10: " in place.said() and "resuming from checkpoint-9" in place.said(), place.said()
+        assert "checkpoint-10: " in place.said() and "resuming from checkpoint-9" in place.said(), (
+            place.said()
+        )
     assert place.result() == want.result
     tally.all_ended("identical")
 
@@ -106,7 +115,9 @@ def test_the_best_checkpoint_is_gone(stopped, tmp_path, tiny, tally):
     place, want = again(stopped, tmp_path, tiny)
     shutil.rmtree(place.run / "checkpoints" / f"checkpoint-{want.result['numbers']['best_step']}")
     tally.tried_one("best checkpoint: removed whole")
-    assert "the best checkpoint: is missing" in place.ended_in_one_line(place.go(lambda _: quick_plots()))
+    assert "the best checkpoint: is missing" in place.ended_in_one_line(
+        place.go(lambda _: quick_plots())
+    )
     tally.all_ended("one clear error")
 
 
@@ -129,7 +140,9 @@ def folders(root: Path, *steps: int) -> None:
 def test_rotation_keeps_what_was_written_and_the_best(there, keep, written, best, left, tmp_path):
     folders(tmp_path, *there)
     checkpoints.rotate(tmp_path, keep, written, best)
-    assert list(checkpoints.steps(tmp_path)) == left and not (tmp_path / checkpoints.WRITING).exists()
+    assert (
+        list(checkpoints.steps(tmp_path)) == left and not (tmp_path / checkpoints.WRITING).exists()
+    )
 
 
 def test_what_a_killed_writer_left_does_not_get_into_a_checkpoint(stopped, tmp_path, tiny, tally):
@@ -142,7 +155,9 @@ def test_what_a_killed_writer_left_does_not_get_into_a_checkpoint(stopped, tmp_p
     tally.tried_one("what a killed writer left")
     assert place.go(lambda _: quick_plots()) == 0, place.said()
     assert place.result() == want.result
-    assert {p.name for p in (root / "checkpoint-10").iterdir()} == set(FILES) and not (root / checkpoints.WRITING).exists()
+    assert {p.name for p in (root / "checkpoint-10").iterdir()} == set(FILES) and not (
+        root / checkpoints.WRITING
+    ).exists()
     tally.all_ended("identical")
 
 
@@ -157,8 +172,18 @@ def test_metrics_of_a_finished_run(stopped, tmp_path, tiny, tally):
 # ---- the caches ----
 
 
-CACHES = [("linear", "features/*.npy"), ("partial", "features/*.npy"), ("full", "*/pixels.npy"), ("full", "*/labels.npy")]
-CACHES = [(*c, how, seed) for c in [*CACHES, ("full", "*/meta.json")] for how in HARMS for seed in range(3)]
+CACHES = [
+    ("linear", "features/*.npy"),
+    ("partial", "features/*.npy"),
+    ("full", "*/pixels.npy"),
+    ("full", "*/labels.npy"),
+]
+CACHES = [
+    (*c, how, seed)
+    for c in [*CACHES, ("full", "*/meta.json")]
+    for how in HARMS
+    for seed in range(3)
+]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +191,10 @@ CACHES = [(*c, how, seed) for c in [*CACHES, ("full", "*/meta.json")] for how in
     [pytest.param(*c, marks=[] if i % 20 == 3 else pytest.mark.slow) for i, c in enumerate(CACHES)],
 )
 def test_a_file_of_a_cache(method, pattern, how, seed, tmp_path, tiny, tally, undisturbed):
-    draw, keys = random.Random(f"{method} {pattern} {how} {seed}"), {"method": method, "feature_views": 1}
+    draw, keys = (
+        random.Random(f"{method} {pattern} {how} {seed}"),
+        {"method": method, "feature_views": 1},
+    )
     want = undisturbed("vit", keys)
     place = Place(tmp_path / "at", tiny("vit"), keys)
     shutil.copytree(want.cache, place.cache)
@@ -192,9 +220,9 @@ def test_what_killed_processes_left_in_the_cache_is_swept(tmp_path):
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     (tmp_path / "whole.npy").write_bytes(b"")
-    with contextlib.closing(features.Entry(tmp_path / "new.npy", (2,), np.float32)) as entry:
+    with contextlib.closing(Entry(tmp_path / "new.npy", (2,), np.float32)) as entry:
         entry.write(np.zeros(2, np.float32).data)
         entry.publish()
     left = sorted(p.name.split(".")[0] for p in tmp_path.iterdir())
     assert left == ["b", "c", "new", "whole"]
-    assert features.cached(tmp_path / "new.npy", (2,)).tolist() == [0, 0]
+    assert load_entry(tmp_path / "new.npy", (2,)).tolist() == [0, 0]

@@ -1,4 +1,6 @@
-"""A disk that is full, at any moment: one clear line, the earlier checkpoints whole, and the same command goes on with room."""
+"""A disk that is full, at any moment: one clear line, the earlier checkpoints whole, and the same
+command goes on with room.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from forked import ENDS_WITHIN, Place, quick_plots
+from helpers.forked import ENDS_WITHIN, Place, quick_plots
 
-import hf_cifar.run
-from hf_cifar import checkpoints, report, stages
-from hf_cifar.trainer import CifarTrainer
+import hf_cifar.runs.run
+from hf_cifar.runs import stages
+from hf_cifar.training import checkpoints
+from hf_cifar.training.trainer import CifarTrainer
 
 KEYS = {"method": "lora", "ema_decay": 0.8, "save_total_limit": 2}
 
@@ -33,7 +36,9 @@ def disk(tmp_path):
         except FileNotFoundError:
             pytest.skip("a full disk is a tmpfs of a given size, and there is no `mount` here")
         if done.returncode:
-            pytest.skip(f"a full disk is a tmpfs of a given size, which may not be mounted here: {done.stderr.strip()}")
+            pytest.skip(
+                f"a full disk is a tmpfs of a given size, which may not be mounted here: {done.stderr.strip()}"
+            )
         mounted = True
         return folder
 
@@ -55,7 +60,9 @@ def fill(folder: Path) -> None:
 def all_whole(place: Place) -> None:
     root = place.run / "checkpoints"
     assert not (root / checkpoints.WRITING).exists()
-    assert not [wrong for path in checkpoints.steps(root).values() if (wrong := checkpoints.damage(path))]
+    assert not [
+        wrong for path in checkpoints.steps(root).values() if (wrong := checkpoints.damage(path))
+    ]
 
 
 SIZES = [pytest.param(seed, marks=[] if seed < 2 else pytest.mark.slow) for seed in range(20)]
@@ -84,7 +91,7 @@ def test_a_run_folder_on_a_disk_of_any_size(seed, disk, tmp_path, tiny, undistur
 
 
 STAGES = {
-    "recipe": (hf_cifar.run, "_claim", 1),
+    "recipe": (hf_cifar.runs.run, "_claim", 1),
     "first checkpoint": (CifarTrainer, "_save_checkpoint", 1),
     "third checkpoint": (CifarTrainer, "_save_checkpoint", 3),
     "predictions": (report, "write_predictions", 1),
@@ -95,9 +102,14 @@ STAGES = {
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("stage", [pytest.param(s, marks=[] if s == "third checkpoint" else pytest.mark.slow) for s in STAGES])
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(s, marks=[] if s == "third checkpoint" else pytest.mark.slow) for s in STAGES],
+)
 def test_a_run_folder_that_is_full_at(stage, processes, disk, tmp_path, tiny, undisturbed, tally):
-    keys = KEYS | {"per_device_train_batch_size": 8 // processes}  # as many steps, and so as many checkpoints
+    keys = KEYS | {
+        "per_device_train_batch_size": 8 // processes
+    }  # as many steps, and so as many checkpoints
     want = undisturbed("vit", keys, processes)
     place = Place(tmp_path / "at", tiny("vit"), keys, processes, want.cache)
     folder = disk(20000)
@@ -117,7 +129,9 @@ def test_a_run_folder_that_is_full_at(stage, processes, disk, tmp_path, tiny, un
 
         setattr(owner, name, full)
 
-    tally.tried_one(f"full disk: run folder, at the {stage}, {processes} process{'es' if processes > 1 else ''}")
+    tally.tried_one(
+        f"full disk: run folder, at the {stage}, {processes} process{'es' if processes > 1 else ''}"
+    )
     codes = place.end(place.start(hook), within=60 + ENDS_WITHIN)
     if processes == 1:
         assert "make room" in place.ended_in_one_line(codes[0])
@@ -133,11 +147,16 @@ def test_a_run_folder_that_is_full_at(stage, processes, disk, tmp_path, tiny, un
     tally.all_ended("identical")
 
 
-CACHES = [(method, size) for method in ("linear", "partial") for size in (1, 100, 4000, 7000, 9400, 9420, 9600)]
+CACHES = [
+    (method, size)
+    for method in ("linear", "partial")
+    for size in (1, 100, 4000, 7000, 9400, 9420, 9600)
+]
 
 
 @pytest.mark.parametrize(
-    ("method", "kilobytes"), [pytest.param(*c, marks=[] if i == 2 else pytest.mark.slow) for i, c in enumerate(CACHES)]
+    ("method", "kilobytes"),
+    [pytest.param(*c, marks=[] if i == 2 else pytest.mark.slow) for i, c in enumerate(CACHES)],
 )
 def test_a_cache_on_a_small_disk(method, kilobytes, disk, tmp_path, tiny, undisturbed, tally):
     keys = {"method": method, "feature_views": 1}
@@ -152,6 +171,8 @@ def test_a_cache_on_a_small_disk(method, kilobytes, disk, tmp_path, tiny, undist
         disk(40000)
         tally.tried_one("full disk: the same command, with room")
         assert place.go(lambda _: quick_plots()) == 0, place.said()
-    assert not list(place.cache.glob("features/*.tmp")) and not [p for p in os.listdir(place.cache) if "partial" in p]
+    assert not list(place.cache.glob("features/*.tmp")) and not [
+        p for p in os.listdir(place.cache) if "partial" in p
+    ]
     assert place.result() == want.result
     tally.all_ended("identical")

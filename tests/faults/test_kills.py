@@ -1,4 +1,6 @@
-"""SIGKILL at random moments, and the same command again: the run ends with the bits of one that was never stopped."""
+"""SIGKILL at random moments, and the same command again: the run ends with the bits of one that was
+never stopped.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,38 @@ from pathlib import Path
 
 import psutil
 import pytest
-from forked import ENDS_WITHIN, Place, at_write, die, quick_plots
+from helpers.forked import ENDS_WITHIN, Place, at_write, die, quick_plots
 
-from hf_cifar import checkpoints
+from hf_cifar.training import checkpoints
 
 EPOCHS = {"eval_strategy": "epoch", "save_strategy": "epoch"}
 CASES = {
     "full, EMA, mixup": ("vit", {"ema_decay": 0.8, "mixup_alpha": 0.4, "save_total_limit": 1}),
-    "linear": ("vit", {"method": "linear", "probe_learning_rates": [0.001, 0.01], "feature_views": 2}),
+    "linear": (
+        "vit",
+        {"method": "linear", "probe_learning_rates": [0.001, 0.01], "feature_views": 2},
+    ),
     "lora, dropout, every epoch": ("vit", EPOCHS | {"method": "lora", "lora_dropout": 0.2}),
-    "partial on hidden states": ("vit", {"method": "partial", "feature_views": 1, "save_total_limit": 2}),
-    "full, batch norms, accumulation": ("resnet", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
-    "full, unfreezing, EMA": ("vit", {"unfreeze_every": 0.5, "ema_decay": 0.9, "save_steps": 1, "eval_steps": 1}),
-    "full, resizing, Muon": ("vit", {"image_size_schedule": [[0, 16], [1, 32]], "muon": True, "save_total_limit": 1}),
-    "full, early stopping": ("vit", {"early_stopping_patience": 2, "num_train_epochs": 4, "learning_rate": 0.05}),
+    "partial on hidden states": (
+        "vit",
+        {"method": "partial", "feature_views": 1, "save_total_limit": 2},
+    ),
+    "full, batch norms, accumulation": (
+        "resnet",
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    ),
+    "full, unfreezing, EMA": (
+        "vit",
+        {"unfreeze_every": 0.5, "ema_decay": 0.9, "save_steps": 1, "eval_steps": 1},
+    ),
+    "full, resizing, Muon": (
+        "vit",
+        {"image_size_schedule": [[0, 16], [1, 32]], "muon": True, "save_total_limit": 1},
+    ),
+    "full, early stopping": (
+        "vit",
+        {"early_stopping_patience": 2, "num_train_epochs": 4, "learning_rate": 0.05},
+    ),
 }
 QUICK, ALL = 4, 42  # trials, of two to four kills each
 TWICE = 3  # every how many-th trial has two processes
@@ -47,7 +67,10 @@ def test_killed_and_started_again(seed, tiny, tmp_path, undisturbed, tally):
     processes = 2 if two(seed) else 1
     want = undisturbed(family, keys, processes)
     place = Place(tmp_path / "at", tiny(family), keys, processes, want.cache if seed % 4 else None)
-    kills, share = draw.randint(2, 4), 1.0  # of what the whole run takes; less is left to do after each kill
+    kills, share = (
+        draw.randint(2, 4),
+        1.0,
+    )  # of what the whole run takes; less is left to do after each kill
     while kills:
         victim = draw.randrange(processes)
         if draw.random() < 0.5:
@@ -72,19 +95,32 @@ def test_killed_and_started_again(seed, tiny, tmp_path, undisturbed, tally):
             continue
         kills -= 1
         tally.tried_one(f"SIGKILL, {processes} process{'es' if processes > 1 else ''}: {name}")
-        trained = str(want.result["numbers"]["global_step"]) in str(checkpoints.last_good(place.run / "checkpoints")[0])
-        assert trained or 0 not in codes.values(), (codes, place.said())  # the first process writes what is left, alone
+        trained = str(want.result["numbers"]["global_step"]) in str(
+            checkpoints.last_good(place.run / "checkpoints")[0]
+        )
+        assert trained or 0 not in codes.values(), (
+            codes,
+            place.said(),
+        )  # the first process writes what is left, alone
         for path in (place.run / "checkpoints").glob("checkpoint-*"):
             assert checkpoints.damage(path) is None, path
     assert place.go(lambda _: quick_plots()) == 0, place.said()
     assert place.result() == want.result
-    left = {p.name for p in place.run.iterdir()} | {p.name for p in (place.run / "checkpoints").iterdir()}
-    assert not [name for name in left if name.startswith(".") or name.endswith((".part", ".partial"))], left
+    left = {p.name for p in place.run.iterdir()} | {
+        p.name for p in (place.run / "checkpoints").iterdir()
+    }
+    assert not [
+        name for name in left if name.startswith(".") or name.endswith((".part", ".partial"))
+    ], left
     tally.all_ended("identical")
 
 
 def real(place: Place) -> list[str]:
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if place.processes > 1 else []
+    start = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        if place.processes > 1
+        else []
+    )
     return [sys.executable, *start, "-m", "hf_cifar", *place.words]
 
 
@@ -100,7 +136,10 @@ def test_real_processes(seed, tiny, tmp_path, undisturbed, tally):
     family, keys = CASES["full, EMA, mixup"]
     want = undisturbed(family, keys, processes)
     place = Place(tmp_path / "at", tiny(family), keys, processes, want.cache)
-    env = os.environ | {"HF_CIFAR_CACHE": str(place.cache), "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = os.environ | {
+        "HF_CIFAR_CACHE": str(place.cache),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
 
     def start() -> subprocess.Popen:
         with place.log.open("w") as log:
@@ -124,9 +163,13 @@ def test_real_processes(seed, tiny, tmp_path, undisturbed, tally):
     tally.all_ended("identical")
 
 
-def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_is_not_in_the_way(tiny, tmp_path, tally):
+def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_is_not_in_the_way(
+    tiny, tmp_path, tally
+):
     place = Place(tmp_path / "at", tiny("vit"), {"max_steps": 2})
-    first = place.start(lambda _: at_write(place, 8, lambda: os.kill(os.getpid(), signal.SIGSTOP)) and None)
+    first = place.start(
+        lambda _: at_write(place, 8, lambda: os.kill(os.getpid(), signal.SIGSTOP)) and None
+    )
     while psutil.Process(first[0]).status() != psutil.STATUS_STOPPED:
         time.sleep(0.01)
     tally.tried_one("a second run in one folder")

@@ -1,0 +1,128 @@
+"""Decoded images: a table of one size, or images of any sizes that are decoded on demand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_cifar.data.decode import BadImage, Encoded, open_image, reason, to_rgb
+from hf_cifar.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+decoded = 0  # images that this process has decoded so far, for tests to count with
+
+
+class ImageTable:
+    """All images of a split, decoded, of one size.
+
+    pixels: uint8 [N, 3, H, W], RGB, mapped read-only from the cache. labels: int64 [N]. size: (H,
+    W) in px.
+    fingerprint: sha256 hex over, for each row in order, one label byte (two, big-endian, beyond 256
+    classes) and the image bytes in channel-height-width order: the records of the binary version of
+    CIFAR-10.
+    bad: names of the images left out (`on_bad_image: skip`).
+    """
+
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        label_names: list[str],
+        fingerprint: str,
+        bad: list[str],
+    ) -> None:
+        self.pixels, self.labels, self.label_names = pixels, labels, label_names
+        self.fingerprint, self.bad = fingerprint, bad
+        self.size: tuple[int, int] = (pixels.shape[2], pixels.shape[3])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: np.ndarray) -> torch.Tensor:
+        """uint8 [B, 3, H, W], a copy of `rows` (int [B]) in their order: one gather, nothing done
+        per image.
+        """
+        import torch
+
+        return torch.from_numpy(np.take(self.pixels, rows, axis=0))
+
+
+class ImageFiles:
+    """Images of mixed sizes, or too many for a table: checked once, decoded on demand.
+
+    labels: int64 [N]. bad: as in `ImageTable`. fingerprint: sha256 hex over, for each row in order,
+    the label byte(s) as in `ImageTable`, the number of encoded bytes (8 bytes, big-endian) and the
+    encoded bytes; neither file names nor times enter it.
+    """
+
+    size = None
+
+    def __init__(
+        self,
+        source: Encoded,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        label_names: list[str],
+        fingerprint: str,
+        bad: list[str],
+    ) -> None:
+        self._source, self._rows = source, rows
+        self.labels, self.label_names = labels, label_names
+        self.fingerprint, self.bad = fingerprint, bad
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, row: int) -> str:
+        """What to call the image in a message."""
+        return self._source.name(int(self._rows[row]))
+
+    def read(self, row: int) -> torch.Tensor:
+        """uint8 [3, H, W], RGB, as `decode.to_rgb` gives it. UserError if the image went bad since
+        it was checked.
+        """
+        global decoded
+        import torch
+
+        try:
+            image = to_rgb(open_image(self._source.encoded(int(self._rows[row]))))
+        except (BadImage, OSError) as error:
+            raise UserError(
+                f"{self.name(row)} cannot be read any more ({reason(error)}); start again once it is back"
+            ) from None
+        decoded += 1
+        return torch.from_numpy(image)
+
+
+def check_labels(labels: np.ndarray, names: list[str], where: str) -> None:
+    """UserError naming the first row whose label is none of the classes."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if len(wrong):
+        label = int(labels[wrong[0]])
+        hint = "correct the labels or the label names"
+        if label == -1:
+            hint = "-1 marks an unlabelled image, so take a split with labels (or ask `hf-cifar predict`)"
+        raise UserError(
+            f"{where}: row {wrong[0]} has label {label}, outside 0..{len(names) - 1}; {hint}"
+        )
+
+
+def label_bytes(labels: np.ndarray, classes: int) -> np.ndarray:
+    """uint8 [N, 1], or [N, 2] big-endian beyond 256 classes: how each record of a fingerprint
+    starts.
+    """
+    if classes <= 256:
+        return labels.astype(np.uint8)[:, None]
+    return np.ascontiguousarray(labels.astype(">u2")).view(np.uint8).reshape(-1, 2)
+
+
+def records(pixels: np.ndarray, labels: np.ndarray, classes: int) -> memoryview:
+    """uint8 [n, 1 + 3*H*W]: the records of the binary version of CIFAR-10, from uint8 [n, 3, H, W]
+    and int64 [n].
+    """
+    return np.concatenate(
+        [label_bytes(labels, classes), pixels.reshape(len(pixels), -1)], axis=1
+    ).data

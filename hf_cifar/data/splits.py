@@ -1,0 +1,113 @@
+"""The splits of a data set, and the seeded, stratified cuts that make the missing ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_cifar.data.image_store import ImageFiles, ImageTable
+from hf_cifar.errors import UserError
+
+TEST_CUT, VALIDATION_CUT, FEW_SHOT = range(3)  # each random choice has its own stream of the seed
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of some images, ascending. name: train, validation or test; rows: int64 [n];
+    labels: int64 [n].
+    """
+
+    name: str
+    images: ImageTable | ImageFiles
+    rows: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains, chooses and scores on; no row is in two splits.
+
+    label_names: one a class. fingerprint: sha256 hex over the splits' images and rows. source: what
+    dataset_name said, without the path of a folder. messages: lines for the log.
+    """
+
+    train: Split
+    validation: Split | None
+    test: Split | None
+    label_names: list[str]
+    fingerprint: str
+    source: str
+    license: str | None
+    messages: list[str]
+
+
+def apportion(counts: np.ndarray, total: int, least: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """int64 [K] in proportion to `counts`, within [least, most], that sum to `total` (Hamilton's
+    largest remainder).
+
+    Where the bounds do not admit `total`, the nearest sum that they do.
+    """
+    total = int(np.clip(total, least.sum(), most.sum()))
+    exact = counts * (total / counts.sum())
+    share = np.clip(np.floor(exact).astype(np.int64), least, most)
+    while share.sum() < total:
+        share[np.argmax(np.where(share < most, exact - share, -np.inf))] += 1
+    while share.sum() > total:
+        share[np.argmin(np.where(share > least, exact - share, np.inf))] -= 1
+    return share
+
+
+def stratified_cut(labels: np.ndarray, fraction: float, seed: int, stream: int) -> np.ndarray:
+    """Ascending positions of round(fraction * n) labels (int64 [n]), drawn by class in proportion.
+
+    Every class gives one at least and keeps one at least, so a cut of fewer images than classes is
+    as large as the number of classes, and a class with a single image keeps it.
+    """
+    counts = np.bincount(labels)
+    most = np.maximum(counts - 1, 0)
+    share = apportion(counts, round(fraction * len(labels)), np.minimum(most, 1), most)
+    return _draw(labels, share, seed, stream)
+
+
+def samples_per_class(
+    labels: np.ndarray, per_class: int, seed: int, names: list[str]
+) -> np.ndarray:
+    """Ascending positions of `per_class` labels of each class, drawn at random. UserError where a
+    class has fewer.
+    """
+    counts = np.bincount(labels, minlength=len(names))
+    if lacking := [
+        f"{names[label]} ({counts[label]})" for label in np.flatnonzero(counts < per_class)
+    ]:
+        raise UserError(
+            f"train_samples_per_class is {per_class}, but after the cuts there are fewer of {', '.join(lacking[:5])}; lower it"
+        )
+    return _draw(labels, np.full(len(names), per_class), seed, FEW_SHOT)
+
+
+def first_rows(labels: np.ndarray, most: int) -> np.ndarray:
+    """Ascending positions of `most` labels (all, if there are fewer): by class in proportion, the
+    first of each class.
+
+    At least one of each class, if `most` admits it.
+    """
+    counts = np.bincount(labels)
+    if most >= len(labels):
+        return np.arange(len(labels))
+    least = np.minimum(counts, 1) if most >= np.count_nonzero(counts) else np.zeros_like(counts)
+    share = apportion(counts, most, least, counts)
+    return np.sort(
+        np.concatenate([np.flatnonzero(labels == label)[:k] for label, k in enumerate(share)])
+    )
+
+
+def _draw(labels: np.ndarray, share: np.ndarray, seed: int, stream: int) -> np.ndarray:
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream])))
+    parts = [
+        random.permutation(np.flatnonzero(labels == label))[:k] for label, k in enumerate(share)
+    ]
+    return np.sort(np.concatenate(parts))

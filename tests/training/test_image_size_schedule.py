@@ -1,0 +1,256 @@
+"""Progressive resizing: the side of training images is a function of the epoch, and position
+embeddings learn through it.
+"""
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_models
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+# noqa: F401
+from test_run import EVERY_3, Cut, _no_plots, cut_at, go, history, numbers, same_weights, weights
+from transformers import ViTImageProcessor
+
+from hf_cifar.augmentation.transforms import Transforms
+from hf_cifar.data.batches import ImageBatches
+from hf_cifar.data.image_store import ImageTable
+from hf_cifar.data.splits import Split
+from hf_cifar.errors import UserError
+from hf_cifar.models.image_size import check_schedule
+from hf_cifar.recipe.load import load_recipe
+from hf_cifar.training.trainer import CifarTrainer
+
+CPU = torch.device("cpu")
+ALL = {
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "auto_augment": "randaugment",
+    "random_erasing": 0.25,
+    "label_smoothing_factor": 0.1,
+    "image_size_schedule": [[0, 16], [1, 24], [2, 32]],
+    "num_train_epochs": 3,
+}
+
+
+def seen(monkeypatch):
+    """The (epoch, side) of every training batch that a model gets from here on."""
+    found = []
+    original = CifarTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if model.training:
+            found.append((int(self.state.epoch or 0), inputs["pixel_values"].shape[-1]))
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(CifarTrainer, "compute_loss", compute_loss)
+    return found
+
+
+# ---- the side of a batch ----
+
+
+def test_the_side_is_a_function_of_the_epoch():
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    t = Transforms(processor, 32, schedule=((0, 16), (2, 24), (5, 32)), mixup=0.8)
+    assert [t.size_at(e) for e in range(8)] == [16, 16, 24, 24, 24, 32, 32, 32]
+    assert Transforms(processor, 32).size_at(3) == 32
+    labels = np.arange(10, dtype=np.int64)
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
+    split = Split("train", ImageTable(pixels, labels, list("abcdefghij"), "", []), labels, labels)
+    training, scoring = (
+        ImageBatches(split, t, training=True),
+        ImageBatches(split, t, training=False),
+    )
+    training.at_another_size = {"interpolate_pos_encoding": True}
+    for epoch, side in ((0, 16), (4, 24), (5, 32)):
+        tickets = [10 * epoch + i for i in range(4)]
+        inputs = training.model_inputs(training.__getitems__(tickets), CPU)
+        assert inputs["pixel_values"].shape == (4, 3, side, side)
+        assert ("interpolate_pos_encoding" in inputs) == (side != 32)
+        assert (
+            scoring.model_inputs(scoring.__getitems__(tickets), CPU)["pixel_values"].shape[-1] == 32
+        )
+
+
+# ---- models ----
+
+
+@pytest.mark.parametrize(
+    "family", ["vit", "deit", "dinov2", "convnext", "resnet", "efficientnet", "timm", "timm_vit"]
+)
+def test_families_take_smaller_images(family):
+    model = tiny_models.build(family)
+    told = check_schedule(model, [16, 32], 32)
+    assert told == ({"interpolate_pos_encoding": True} if family in ("vit", "deit") else {})
+    assert model(pixel_values=torch.zeros(2, 3, 16, 16), **told).logits.shape == (2, 10)
+
+
+def test_lora_takes_smaller_images():
+    model = get_peft_model(
+        tiny_models.build("vit"),
+        LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"]),
+    )
+    told = check_schedule(model, [16, 32], 32)
+    assert told == {"interpolate_pos_encoding": True}
+    assert model(pixel_values=torch.zeros(2, 3, 16, 16), **told).logits.shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("family", "sides", "about"),
+    [
+        ("vit", [20, 32], "20 is no multiple of vit's patch of 8; use 16"),
+        ("vit", [16, 24], "the last stage must be the model's image size of 32, got 24"),
+        ("swin", [8, 32], "swin"),
+    ],
+)
+def test_sides_that_a_model_does_not_take_are_refused(family, sides, about):
+    with pytest.raises(UserError) as caught:
+        check_schedule(tiny_models.build(family), sides, 32)
+    message = str(caught.value)
+    assert message.startswith("image_size_schedule: ") and about in message and "\n" not in message
+
+
+def test_a_fixed_timm_transformer_is_refused():
+    model = tiny_models.build("timm_vit")
+    model.timm_model.patch_embed.strict_img_size = True  # as most of timm's are
+    with pytest.raises(UserError, match="image_size_schedule: timm_wrapper doesn't take 16 px"):
+        check_schedule(model, [16, 32], 32)
+
+
+def test_position_embeddings_are_the_librarys_resampled_and_learn_at_full_size():
+    model = tiny_models.build("vit")
+    positions = model.vit.embeddings.position_embeddings
+    inputs = {"pixel_values": torch.randn(2, 3, 16, 16)} | check_schedule(model, [16, 32], 32)
+    caught = []
+    model.vit.embeddings.register_forward_hook(lambda _, __, output: caught.append(output))
+    model(**inputs).logits.square().sum().backward()
+    embeddings = model.vit.embeddings
+    patches = embeddings.patch_embeddings(inputs["pixel_values"])
+    tokens = torch.cat([embeddings.cls_token.expand(2, -1, -1), patches], 1)
+    resampled = embeddings.interpolate_pos_encoding(tokens, 16, 16)
+    assert resampled.shape == (1, 1 + 4, 32)
+    torch.testing.assert_close(caught[0], tokens + resampled)
+    assert positions.shape == (1, 1 + 16, 32) and positions.grad.shape == positions.shape
+    assert (positions.grad != 0).any(-1).all()  # every place of the full grid
+
+
+# ---- runs ----
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet", "efficientnet"])
+def test_a_run_with_everything_on(family, tiny, go, monkeypatch):  # noqa: F811
+    sides = seen(monkeypatch)
+    run = go("run", tiny(family), **ALL)
+    assert set(sides) == {(0, 16), (1, 24), (2, 32)} and len(sides) == 15
+    assert run.metrics["global_step"] == 15 and run.metrics["image_size"] == 32
+    assert all(np.isfinite(e["loss"]) for e in run.metrics["history"] if "loss" in e)
+    before, after = load_file(tiny(family) / "model.safetensors"), weights(run)
+    assert all(after[k].shape == v.shape for k, v in before.items() if k in after)
+    assert any(not torch.equal(after[k], v) for k, v in before.items() if k in after)
+
+
+def test_a_run_with_lora_on_changing_sizes(tiny, go, monkeypatch):  # noqa: F811
+    sides = seen(monkeypatch)
+    go("run", tiny("vit"), method="lora", **ALL)
+    assert set(sides) == {(0, 16), (1, 24), (2, 32)}
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_resumed_run_is_the_same_to_the_bit(step, tiny, go, monkeypatch):  # noqa: F811
+    """Cut in the first epoch, so that the images grow after the resume, and in the second; in the
+    middle of a step.
+    """
+    keys = EVERY_3 | ALL | {"image_size_schedule": [[0, 16], [1, 32]], "num_train_epochs": 2}
+    keys |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    whole = go("whole", tiny("vit"), **keys)
+    with monkeypatch.context() as m, pytest.raises(Cut):
+        cut_at(m, 2 * step)
+        go("cut", tiny("vit"), **keys)
+    resumed = go("cut", tiny("vit"), **keys)
+    same_weights(whole, resumed)
+    assert history(resumed) == history(whole) and numbers(resumed) == numbers(whole)
+
+
+def test_accumulated_mixed_batches_are_the_big_batch(tiny, go):  # noqa: F811
+    keys = {k: v for k, v in ALL.items() if k != "image_size_schedule"}
+    keys |= {
+        "optim": "sgd",
+        "learning_rate": 0.05,
+        "validation_fraction": 0,
+        "num_train_epochs": 1,
+        "max_train_samples": 32,
+    }
+    big = weights(go("big", tiny("vit"), per_device_train_batch_size=16, **keys))
+    small = weights(
+        go(
+            "small",
+            tiny("vit"),
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=4,
+            **keys,
+        )
+    )
+    assert max(float((big[k] - small[k]).abs().max()) for k in big) < 1e-6
+
+
+def test_augmented_views_of_features_are_policies_too(tiny, go, caplog):  # noqa: F811
+    keys = {"method": "linear", "feature_views": 3, "random_erasing": 0.5}
+    with caplog.at_level("INFO", "hf_cifar"):
+        plain = go("plain", tiny("vit"), method="linear", feature_views=3)
+        erased = go("erased", tiny("vit"), **keys)
+        policy = go("policy", tiny("vit"), **keys, auto_augment="trivialaugment")
+        assert "features: 3 x" not in caplog.text  # each has views of its own
+        go("policy", tiny("vit"), fresh=True, **keys, auto_augment="trivialaugment")
+        assert "features: 3 x" in caplog.text
+    heads = [weights(r)["classifier.weight"] for r in (plain, erased, policy)]
+    assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("lines", "about"),
+    [
+        ("image_size_schedule: []", "takes [[epoch, pixels], ...], got []"),
+        ("image_size_schedule: [[0, 32, 1]]", "takes [[epoch, pixels], ...], got [[0, 32, 1]]"),
+        ("image_size_schedule: [[1, 32]]", "epochs begin at 0 and rise, got 1"),
+        ("image_size_schedule: [[0, 16], [0, 32]]", "epochs begin at 0 and rise, got 0, 0"),
+        ("image_size_schedule: [[0, 4], [1, 32]]", "pixels must be 8 to 4096, got 4, 32"),
+        (
+            "image_size_schedule: [[0, 16], [1, 24]]\nimage_size: 32",
+            "the last stage must be image_size (32), got 24",
+        ),
+        (
+            "image_size_schedule: [[0, 16], [3, 32]]",
+            "the last stage begins at epoch 3, but num_train_epochs is 3",
+        ),
+        (
+            "image_size_schedule: [[0, 16], [1, 32]]\nmethod: linear",
+            "changes images at every epoch",
+        ),
+        ("image_size_schedule: 32", "must be a list"),
+        ("image_size_schedule: [[0, big]]", "must be a list"),
+    ],
+)
+def test_bad_schedules_are_refused_in_one_line(tmp_path, lines, about):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(lines + "\n")
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path))
+    message = str(caught.value)
+    assert (
+        message.startswith(f"{path}: image_size_schedule: ")
+        and about in message
+        and "\n" not in message
+    )
+
+
+def test_a_schedule_that_misses_the_models_own_size_is_refused(tiny, go):  # noqa: F811
+    with pytest.raises(
+        UserError,
+        match="image_size_schedule: the last stage must be the model's image size of 32, got 24",
+    ):
+        go("run", tiny("vit"), image_size_schedule=[[0, 16], [1, 24]])
