@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -13,6 +13,36 @@ if TYPE_CHECKING:
     import torch
 
 decoded = 0  # images that this process has decoded so far, for tests to count with
+
+
+class ImageStore(Protocol):
+    """The images of a split by row, with their labels; `ImageTable` and `ImageFiles` are the two.
+
+    labels: int64 [N]. fingerprint: sha256 hex over labels and images. bad: names of the images that
+    were left out. size: (H, W) in px where all images share one and are decoded, else None.
+    pixels: uint8 [N, 3, H, W] of such images, else None.
+    """
+
+    labels: np.ndarray
+    label_names: list[str]
+    fingerprint: str
+    bad: list[str]
+
+    @property
+    def size(self) -> tuple[int, int] | None: ...
+    @property
+    def pixels(self) -> np.ndarray | None: ...
+    def __len__(self) -> int: ...
+    def batch(self, rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
+        """Return uint8 [B, 3, H, W], or a list of uint8 [3, H, W] where sizes differ.
+
+        rows: int [B]. Raises UserError for an image that can't be read any more.
+        """
+        ...
+
+    def picture(self, row: int) -> np.ndarray:
+        """Return one image as uint8 [H, W, 3], RGB, for plots."""
+        ...
 
 
 class ImageTable:
@@ -36,7 +66,10 @@ class ImageTable:
     ) -> None:
         self.pixels, self.labels, self.label_names = pixels, labels, label_names
         self.fingerprint, self.bad = fingerprint, bad
-        self.size: tuple[int, int] = (pixels.shape[2], pixels.shape[3])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pixels.shape[2], self.pixels.shape[3]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,6 +82,10 @@ class ImageTable:
 
         return torch.from_numpy(np.take(self.pixels, rows, axis=0))
 
+    def picture(self, row: int) -> np.ndarray:
+        """Return one image as uint8 [H, W, 3], RGB."""
+        return self.pixels[row].transpose(1, 2, 0)
+
 
 class ImageFiles:
     """Images of mixed sizes, or too many for a table: checked once, decoded on demand.
@@ -59,6 +96,7 @@ class ImageFiles:
     """
 
     size = None
+    pixels = None
 
     def __init__(
         self,
@@ -95,6 +133,17 @@ class ImageFiles:
             ) from None
         decoded += 1
         return torch.from_numpy(image)
+
+    def batch(self, rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
+        """Return uint8 [B, 3, H, W], or a list of uint8 [3, H, W] where sizes differ."""
+        import torch
+
+        images = [self.read(int(row)) for row in rows]
+        return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+
+    def picture(self, row: int) -> np.ndarray:
+        """Return one image as uint8 [H, W, 3], RGB."""
+        return self.read(row).numpy().transpose(1, 2, 0)
 
 
 def check_labels(labels: np.ndarray, names: list[str], where: str) -> None:

@@ -8,6 +8,8 @@ the splits.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +49,8 @@ def load_data(recipe: Any) -> Data:
             + split.rows.astype("<i8").tobytes()
         )
     names, source = splits["train"].images.label_names, loader.source
+    # check_classes: to be called by the classification objective instead, with data.messages
+    loader.messages += check_classes(source.name, splits.values())
     return Data(
         splits["train"],
         splits.get("validation"),
@@ -71,7 +75,57 @@ def load_split(recipe: Any, name: str) -> Split:
         raise UserError(
             f"{loader.source.name} has no {name} split, and {name}_fraction is 0; choose another split"
         )
+    # check_classes: to be called by the evaluation instead
+    check_classes(loader.source.name, [split])
     return split
+
+
+def check_classes(source: str, splits: Iterable[Split]) -> list[str]:
+    """Raise UserError for splits that no classifier can learn from or be scored on.
+
+    There must be two classes at least, no two of one name, and an image of each class in each split
+    that the source brings. Returns messages for the log: classes that differ by case only.
+
+    source: the data set's name, for messages.
+    """
+    messages: list[str] = []
+    checked: set[int] = set()
+    for split in splits:
+        if id(split.images) in checked:  # cut from a split that was looked at as a whole
+            continue
+        checked.add(id(split.images))
+        names = split.images.label_names
+        if len(names) < 2:
+            raise UserError(
+                f"{source} has only one class ({', '.join(names)}); a classifier needs at least two"
+            )
+        if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+            raise UserError(
+                f"{source}: {_some(repeated)}: more than one class has this name; rename or merge"
+                " them"
+            )
+        counts = np.bincount(split.images.labels, minlength=len(names))
+        if lacking := [names[label] for label in np.flatnonzero(counts == 0)]:
+            raise UserError(
+                f"{source}, split {split.name}: no image of class {_some(lacking)}"
+                f" ({len(lacking)} of {len(names)} classes); add images, or remove the class from"
+                " every split"
+            )
+        if not messages:
+            by_case: dict[str, list[str]] = {}
+            for name in names:
+                by_case.setdefault(name.casefold(), []).append(name)
+            messages += [
+                f"{source}: the classes {' and '.join(same)} differ by case only; merge them if they"
+                " mean the same"
+                for same in by_case.values()
+                if len(same) > 1
+            ]
+    return messages
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 class _Loader:
@@ -141,18 +195,6 @@ class _Loader:
             on_bad_image=self.recipe.on_bad_image,
         )
         self.messages.append(message)
-        names = images.label_names
-        if len(names) < 2:
-            raise UserError(
-                f"{self.source.name} has one class only ({names[0]}); a classifier needs at least two"
-            )
-        counts = np.bincount(images.labels, minlength=len(names))
-        if lacking := [names[label] for label in np.flatnonzero(counts == 0)]:
-            some = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
-            raise UserError(
-                f"{self.source.name}, split {name}: no image of class {some} ({len(lacking)} of {len(names)} classes); "
-                "add images or remove the class everywhere"
-            )
         return Split(name, images, np.arange(len(images), dtype=np.int64), images.labels)
 
     def _cut(self, train: Split, name: str, fraction: float, stream: int) -> tuple[Split, Split]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_cifar.data.image_store import ImageFiles, ImageTable
+from hf_cifar.data.image_store import ImageStore
 from hf_cifar.errors import UserError
 
 TEST_CUT, VALIDATION_CUT, FEW_SHOT = range(3)  # each random choice has its own stream of the seed
@@ -19,7 +19,7 @@ class Split:
     """
 
     name: str
-    images: ImageTable | ImageFiles
+    images: ImageStore
     rows: np.ndarray
     labels: np.ndarray
 

@@ -69,8 +69,9 @@ def probabilities(
     """float64 [n, C]: softmax of the model's logits for each image of the split; `flip` averages
     each with its mirror.
     """
-    batches = ImageBatches(split, classifier.transforms, training=False)
-    batches.channels_last = channels_last
+    batches = ImageBatches(
+        split, classifier.transforms, training=False, channels_last=channels_last
+    )
     found = []
     for start in range(0, len(batches), batch_size):
         tickets = list(range(start, min(start + batch_size, len(batches))))

@@ -42,7 +42,7 @@ def test_device_is_the_table_where_there_is_no_gpu(tmp_path, caplog):
     assert isinstance(data.train.images, ImageTable)
     with caplog.at_level(logging.INFO, "hf_cifar"):
         assert resident_pixels(data.train.images, torch.device("cpu"), "device") is None
-    assert "data_path is device, and the device is this host (cpu)" in caplog.text
+    assert "data_path is device, which here is the host (cpu)" in caplog.text
 
 
 @pytest.mark.parametrize("data_path", ["auto", "device", "table"])

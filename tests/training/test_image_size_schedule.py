@@ -59,11 +59,9 @@ def test_the_side_is_a_function_of_the_epoch():
     labels = np.arange(10, dtype=np.int64)
     pixels = np.random.default_rng(0).integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
     split = Split("train", ImageTable(pixels, labels, list("abcdefghij"), "", []), labels, labels)
-    training, scoring = (
-        ImageBatches(split, t, training=True),
-        ImageBatches(split, t, training=False),
-    )
-    training.at_another_size = {"interpolate_pos_encoding": True}
+    resized = {"interpolate_pos_encoding": True}
+    training = ImageBatches(split, t, training=True, resized_inputs=resized)
+    scoring = ImageBatches(split, t, training=False)
     for epoch, side in ((0, 16), (4, 24), (5, 32)):
         tickets = [10 * epoch + i for i in range(4)]
         inputs = training.model_inputs(training.__getitems__(tickets), CPU)
