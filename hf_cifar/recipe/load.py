@@ -1,131 +1,119 @@
-"""A recipe: one flat YAML file that says everything about a run, found, read and checked key by key
-(see `keys`).
-"""
+"""Find a recipe by name or path, read it, and validate it key by key."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.checks import check_keys_together
 from hf_cifar.recipe.fields import (
+    PATHS,
     REFUSED,
     TRAINING_DEFAULTS,
-    TRAINING_RANGES,
     project_fields,
     training_types,
 )
 from hf_cifar.recipe.recipe import Recipe, packaged, recipe_names
-from hf_cifar.recipe.types import check_range, coerce
+from hf_cifar.recipe.types import shown, validate
+from hf_cifar.recipe.yaml_text import MOST_CHARACTERS, read_yaml, shorten
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a recipe that is named by path or, if packaged, by name. Raises UserError."""
-    path = Path(name_or_path)
+    """Return the file of a recipe: a file, a run folder's, or a packaged one. Raises UserError."""
+    path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    if path.is_dir() and (path / "recipe.yaml").is_file():
+    if (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
-    inside = packaged("recipes") / f"{name_or_path.removesuffix('.yaml')}.yaml"
-    if name_or_path in recipe_names() or name_or_path.removesuffix(".yaml") in recipe_names():
-        return inside
-    near = difflib.get_close_matches(name_or_path, recipe_names(), 1, 0.4)
+    name = name_or_path.removesuffix(".yaml")
+    if name in recipe_names():
+        return packaged("recipes") / f"{name}.yaml"
+    near = difflib.get_close_matches(shorten(name_or_path), recipe_names(), 1, 0.4)
     hint = f"did you mean `{near[0]}`? " if near else ""
     raise UserError(
-        f"{name_or_path}: no such file and no packaged recipe; {hint}`hf-cifar recipes list` names them all"
+        f"{name_or_path}: no such file and no packaged recipe;"
+        f" {hint}`hf-cifar recipes list` names them all"
     )
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice; YAML itself would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for k, _ in node.value:
-            if not isinstance(k, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a word", k.start_mark
-                )
-            if k.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key `{k.value}` stands twice", k.start_mark
-                )
-            seen.add(k.value)
-        return super().construct_mapping(node, deep)
 
 
 def load_recipe(name_or_path: str, overrides: dict[str, Any] | None = None) -> Recipe:
-    """The recipe of a file or packaged name, with `overrides` (text is read as YAML) on top,
-    checked key by key.
+    """Return the validated recipe of a file or packaged name, with `overrides` on top.
 
-    Raises UserError that names file, key and the nearest real key.
+    An override may be text, as on a command line, or a value. Raises UserError that names the file,
+    the key, what was expected and the nearest real key.
     """
     path = find_recipe(name_or_path)
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise UserError(
-            f"{path}: can't be read: {error.strerror}; correct its permissions"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = " ".join(str(getattr(error, "problem", error)).split())
-        raise UserError(
-            f"{path}{line}: not a YAML file of `key: value` lines ({problem})"
-        ) from None
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: a recipe is a list of `key: value` lines, this is a {type(values).__name__}"
-        )
-    inside = packaged("recipes").resolve()
-    known = path.resolve()
-    name = (
-        str(known.relative_to(inside).with_suffix(""))
-        if known.is_relative_to(inside)
-        else path.stem
-    )
-    recipe = Recipe(
-        name=path.parent.name if name == "recipe" else name, overrides=dict(overrides or {})
-    )
-    for origin, entries in ((str(path), values), ("command line", overrides or {})):
-        for k, v in entries.items():
-            _set(recipe, str(k), v, origin)
+    recipe = Recipe(name=_recipe_name(path), overrides=dict(overrides or {}))
+    for origin, entries in ((str(path), _read_file(path)), ("command line", recipe.overrides)):
+        for name, value in entries.items():
+            _set(recipe, str(name), value, origin)
     if recipe.training["output_dir"] is None:
         recipe.training["output_dir"] = f"runs/{recipe.name.replace('/', '-')}"
     check_keys_together(recipe, str(path))
     return recipe
 
 
+def _recipe_name(path: Path) -> str:
+    """Return the packaged recipe's name, the run folder's name, or the file's without suffix."""
+    resolved, root = path.resolve(), packaged("recipes").resolve()
+    if resolved.is_relative_to(root):
+        return str(resolved.relative_to(root).with_suffix(""))
+    return resolved.parent.name if path.stem == "recipe" else path.stem
+
+
+def _read_file(path: Path) -> dict[Any, Any]:
+    """Return the keys and values of a recipe file. Raises UserError if it is not a recipe."""
+    try:
+        if path.stat().st_size > MOST_CHARACTERS:
+            raise UserError(f"more than {MOST_CHARACTERS:,} bytes")
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: can't be read: {error.strerror}; correct its permissions"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; a recipe is a YAML file in UTF-8") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}; a recipe is a YAML file of `key: value` lines") from None
+    if values is None:
+        raise UserError(f"{path}: empty; write at least one `key: value` line, such as `seed: 0`")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is made of `key: value` lines, got {shown(values)}")
+    return values
+
+
 def _set(recipe: Recipe, name: str, value: Any, origin: str) -> None:
-    where = f"{origin}: {name}"
-    if name in (own := project_fields()):
-        value = coerce(value, typing.get_type_hints(Recipe)[name], where)
-        m = own[name].metadata
-        check_range(value, m["low"], m["high"], m["above"], where)
-        setattr(recipe, name, value)
-        return
+    """Validate one key and set it in the recipe. Raises UserError."""
+    where = f"{origin}: {shorten(name)}"
+    is_own = name in project_fields()
+    types = typing.get_type_hints(Recipe, include_extras=True) if is_own else training_types()
     if name in REFUSED:
         raise UserError(f"{where}: can't be set: {REFUSED[name]}")
-    hints = training_types()
-    if name not in hints:
-        shown = [
-            *own,
-            *TRAINING_DEFAULTS,
-        ]  # what --help names comes before the library's hundred others
-        near = difflib.get_close_matches(name, shown, 1, 0.75) or difflib.get_close_matches(
-            name, [*shown, *hints], 1, 0.5
-        )
-        raise UserError(
-            f"{where}: no such key"
-            + (f"; did you mean `{near[0]}`?" if near else "; `hf-cifar train --help` lists them")
-        )
-    value = coerce(value, hints[name], where)
-    check_range(value, *TRAINING_RANGES.get(name, (None, None, None)), where)
-    recipe.training[name] = value
+    if name not in types:
+        raise UserError(f"{where}: no such key; {_nearest_key(shorten(name))}")
+    value = validate(value, types[name], where)
+    if name in PATHS and isinstance(value, str):
+        value = _expand_home(value, where)
+    if is_own:
+        setattr(recipe, name, value)
+    else:
+        recipe.training[name] = value
+
+
+def _nearest_key(name: str) -> str:
+    """Return advice for an unknown key. The keys that `--help` lists come before the others."""
+    listed = [*project_fields(), *TRAINING_DEFAULTS]
+    near = difflib.get_close_matches(name, listed, 1, 0.75)
+    near = near or difflib.get_close_matches(name, [*listed, *training_types()], 1, 0.5)
+    return f"did you mean `{near[0]}`?" if near else "`hf-cifar train --help` lists them"
+
+
+def _expand_home(text: str, where: str) -> str:
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise UserError(f"{where}: no home folder for {shown(text)}; write the whole path")
+    return expanded

@@ -9,23 +9,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_cifar.recipe.fields import (
     BLOCKS,
+    PATHS,
     TRAINING_DEFAULTS,
     DataKeys,
     MethodKeys,
     ModelKeys,
+    ObjectiveKeys,
     RunKeys,
     TransformKeys,
 )
+from hf_cifar.recipe.yaml_text import write_yaml
 
 PACKAGE = Path(__file__).parents[1]
 
 
 def packaged(folder: str) -> Path:
-    """`recipes` or `model_cards`: beside the code in a wheel, at the top of the repository in a
+    """Return the folder `recipes` or `model_cards`.
+
+    It stands beside the code in an installed package, and at the top of the repository in a
     checkout.
     """
     inside = PACKAGE / folder
@@ -33,8 +36,12 @@ def packaged(folder: str) -> Path:
 
 
 @dataclass
-class Recipe(RunKeys, MethodKeys, TransformKeys, DataKeys, ModelKeys):
-    """The project's own keys as attributes, the keys of TrainingArguments in `training`."""
+class Recipe(RunKeys, MethodKeys, ObjectiveKeys, TransformKeys, DataKeys, ModelKeys):
+    """The project's own keys as attributes, the keys of TrainingArguments in `training`.
+
+    name: the packaged recipe's name, or the file's without its suffix.
+    overrides: the keys that were set on top of the file, as they were given.
+    """
 
     name: str = "recipe"
     overrides: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -50,67 +57,63 @@ class Recipe(RunKeys, MethodKeys, TransformKeys, DataKeys, ModelKeys):
         return Path(self.training["output_dir"])
 
     def public(self) -> Recipe:
-        """The same recipe for others' eyes: folders by their last part, never a path of this
-        machine.
-        """
+        """Return a copy that shows no path of this machine: of a folder only its name remains."""
         copy = dataclasses.replace(self, training=dict(self.training))
-        copy.model_name_or_path, copy.dataset_name = (
-            public_name(copy.model_name_or_path),
-            public_name(copy.dataset_name),
-        )
+        copy.model_name_or_path = public_name(copy.model_name_or_path)
+        copy.dataset_name = public_name(copy.dataset_name)
+        for name in PATHS & self.training.keys():
+            if isinstance(value := self.training[name], str):
+                copy.training[name] = public_name(value)
         copy.training["output_dir"] = f"runs/{self.output_dir.name}"
         return copy
 
     def launch_command(self) -> str:
-        """What was typed, folders by name; a recipe that is not packaged lies beside the card."""
+        """Return the command line of this run, with folders by name only.
+
+        A recipe that is not packaged is called `recipe.yaml`, as it is named beside the card.
+        """
         words = ["hf-cifar", "train", self.name if self.name in recipe_names() else "recipe.yaml"]
-        for k, v in self.overrides.items():
-            if k not in ("output_dir", "disable_tqdm"):
-                words += [f"--{k}", public_name(v) if isinstance(v, str) else json.dumps(v)]
+        for name, value in self.overrides.items():
+            if name not in ("output_dir", "disable_tqdm"):
+                text = public_name(value) if isinstance(value, str) else json.dumps(value)
+                words += [f"--{name}", text]
         return shlex.join(words)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every key with its value, in the order of the blocks; `load_recipe` reads it back to an
-        equal recipe.
-        """
-        own = {
-            f.name: getattr(self, f.name)
-            for block in BLOCKS.values()
-            for f in dataclasses.fields(block)
-        }
-        return own | self.training
+        """Return every key with its value; `load_recipe` reads it back to an equal recipe."""
+        names = [f.name for block in BLOCKS.values() for f in dataclasses.fields(block)]
+        return {name: getattr(self, name) for name in names} | self.training
 
     def to_yaml(self) -> str:
-        """The resolved recipe in comment-headed blocks."""
-        values = self.to_dict()
-        hub = [k for k in self.training if k.startswith(("hub_", "push_"))]
-        groups = {
-            title: [f.name for f in dataclasses.fields(block)] for title, block in BLOCKS.items()
+        """Return the resolved recipe as YAML in blocks, each below a comment with its title."""
+        blocks = {
+            title: {f.name: getattr(self, f.name) for f in dataclasses.fields(block)}
+            for title, block in BLOCKS.items()
         }
-        groups["Training"] = [k for k in self.training if k not in hub]
-        groups["Hub"] = hub
-        dump = {
-            title: yaml.safe_dump({k: values[k] for k in keys}, sort_keys=False, width=110)
-            for title, keys in groups.items()
-        }
-        return "\n".join(f"# {title}\n{text}" for title, text in dump.items())
+        hub = {name: value for name, value in self.training.items() if is_hub_key(name)}
+        blocks["Training"] = {k: v for k, v in self.training.items() if k not in hub}
+        blocks["Hub"] = hub
+        return "\n".join(f"# {title}\n{write_yaml(values)}" for title, values in blocks.items())
+
+
+def is_hub_key(name: str) -> bool:
+    """Return whether a key of TrainingArguments stands in a recipe's Hub block."""
+    return name.startswith(("hub_", "push_"))
 
 
 def public_name(name: str) -> str:
-    """A Hub id as it is; of a folder or file its last part."""
+    """Return the last part of a folder's or file's path; a Hub id stays as it is."""
     path = Path(name).expanduser()
-    return (
-        path.resolve().name if path.is_absolute() or path.exists() or name.startswith(".") else name
-    )
+    if path.is_absolute() or name.startswith(".") or path.exists():
+        return path.resolve().name
+    return name
 
 
 def recipe_names() -> list[str]:
-    """Names of the packaged recipes, such as `vit_huge_14/lora`; what lies in `accelerate/` is for
-    the launcher.
+    """Return the names of the packaged recipes, such as `vit_huge_14/lora`.
+
+    The files in `accelerate/` are for the launcher and are not recipes.
     """
     root = packaged("recipes")
-    return sorted(
-        str(p.relative_to(root).with_suffix(""))
-        for p in root.rglob("*.yaml")
-        if p.parent.name != "accelerate"
-    )
+    files = [path for path in root.rglob("*.yaml") if path.parent.name != "accelerate"]
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in files)

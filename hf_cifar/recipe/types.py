@@ -1,138 +1,106 @@
-"""Recipe values read as the type and range that a key has."""
+"""Recipe values validated against the type and range of their key."""
 
 from __future__ import annotations
 
-import enum
-import math
+import functools
+import reprlib
 import types
 import typing
-from typing import Any, Literal
-
-import yaml
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from hf_cifar.errors import UserError
+from hf_cifar.recipe.yaml_text import read_yaml, shorten
+
+BOUNDS = {
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "finite_number": "a finite number",
+}
+SINGULAR = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    types.NoneType: "null",
+}
+PLURAL = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}
 
 
-def check_range(
-    value: Any, low: float | None, high: float | None, above: float | None, where: str
-) -> None:
-    """Raises UserError where a number, or a number of a list, is out of range or not finite."""
-    for v in value if isinstance(value, list) else [value]:
-        if isinstance(v, bool) or not isinstance(v, int | float):
-            continue
-        if not math.isfinite(v):
-            raise UserError(f"{where}: must be a finite number, got {v}")
-        if above is not None and v <= above:
-            raise UserError(f"{where}: must be above {above:g}, got {v:g}")
-        if low is not None and v < low:
-            raise UserError(f"{where}: must be at least {low:g}, got {v:g}")
-        if high is not None and v > high:
-            raise UserError(f"{where}: must be at most {high:g}, got {v:g}")
+def validate(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` as the type `hint`.
 
-
-def coerce(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint` says; text (from a command line, or YAML's `1e-3`) is read. Raises
-    UserError.
+    Text, from a command line or from quotes, may stand for any type: `3`, `null`, `0.1,0.2`,
+    `[0.1, 0.2]`. Raises UserError that begins with `where` and says what was expected.
     """
-    options = [hint]
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        options = list(typing.get_args(hint))
-    if any(
-        _is_enum(o) for o in options
-    ):  # `SchedulerType | str`: the enum says which texts there are
-        options = [o for o in options if o is not str]
-    if (
-        isinstance(value, str)
-        and str in options
-        and not ("," in value or value.lstrip().startswith("["))
-    ):
-        options = [
-            o for o in options if not _is_list(o)
-        ]  # `report_to: none` is one text, not a list of one
-    for option in sorted(options, key=lambda o: o is str):  # text is the last resort
+    from pydantic import ValidationError
+
+    adapter = _adapter(hint)
+    errors: list[Any] = []
+    for reading in _readings(value) if isinstance(value, str) else [value]:
         try:
-            return _coerce_one(value, option)
-        except (
-            ValueError,
-            TypeError,
-            OverflowError,
-            yaml.YAMLError,
-            UserError,
-        ):  # UserError: of an item of a list
-            continue
-    raise UserError(f"{where}: must be {' or '.join(_describe(o) for o in options)}, got {value!r}")
+            return adapter.validate_python(reading)
+        except ValidationError as error:
+            errors += error.errors(include_url=False, include_input=True)
+    bound = next((error for error in errors if error["type"] in BOUNDS), None)
+    if bound is None:
+        raise UserError(f"{where}: must be {_expected(hint)}, got {shown(value)}")
+    limit = BOUNDS[bound["type"]].format(**bound.get("ctx", {}))
+    raise UserError(f"{where}: must be {limit}, got {shown(bound['input'])}")
 
 
-def _is_enum(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, enum.Enum)
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
-def _is_list(hint: Any) -> bool:
-    return hint is list or typing.get_origin(hint) is list
+def _readings(text: str) -> Iterator[Any]:
+    """Yield what a text may mean, the likeliest first: a YAML value, a list, the text itself."""
+    value = _yaml_value(text)
+    if value is not text:
+        yield value
+    if "," in text:
+        yield [_yaml_value(part) for part in text.split(",")]
+    yield text
+    yield [value]
 
 
-def _coerce_one(value: Any, hint: Any) -> Any:
-    origin = typing.get_origin(hint)
-    if isinstance(value, str) and (hint in (dict, list) or origin in (dict, list)):
-        value = (
-            yaml.safe_load(value)
-            if value.strip()[:1] in "[{" and value.strip()
-            else value.split(",")
-        )
-    if hint is type(None):
-        if value is None or (isinstance(value, str) and value.lower() in ("null", "~", "")):
-            return None
-    elif origin is Literal:
-        if value in typing.get_args(hint):
-            return value
-    elif _is_enum(hint):
-        return hint(value).value
-    elif hint is bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no"):
-            return value.lower() in ("true", "yes")
-    elif hint is int:
-        if isinstance(value, bool):
-            raise TypeError
-        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-            return int(value)
-        if isinstance(value, str):
-            return int(value)
-    elif hint is float:
-        if isinstance(value, bool):
-            raise TypeError
-        return float(value)
-    elif hint is str:
-        if isinstance(value, str):
-            return value
-    elif _is_list(hint):
-        if isinstance(value, list):
-            return [coerce(v, (typing.get_args(hint) or (Any,))[0], "") for v in value]
-    elif hint is dict or origin is dict:
-        if isinstance(value, dict):
-            return value
-    elif hint is Any:
-        return value
-    raise TypeError
+def _yaml_value(text: str) -> Any:
+    """Return the number, null, truth value, list or mapping that a text means, or the text."""
+    try:
+        value = read_yaml(text)
+    except UserError:
+        return text
+    is_text = isinstance(value, str) or (value is None and text not in ("", "~", "null"))
+    return text if is_text else value
 
 
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    if _is_enum(hint):
-        return "one of " + ", ".join(str(e.value) for e in hint)
-    if typing.get_origin(hint) is list:
-        return f"a list of {_describe(typing.get_args(hint)[0])}"
-    if typing.get_origin(hint) is dict:
+def shown(value: Any) -> str:
+    """Return a value for a message: at most 80 characters, cut before it is formatted."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    short.maxlist = short.maxdict = short.maxset = 10
+    return shorten(short.repr(value))
+
+
+def _expected(hint: Any, names: dict[Any, str] = SINGULAR) -> str:
+    """Return a type in words, such as "a list of numbers or null"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _expected(arguments[0], names)
+    if origin is Literal:
+        choices = ", ".join(map(str, arguments))
+        return f"one of {choices}" if names is SINGULAR else choices
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_expected(argument, names) for argument in arguments)
+    if origin is list:
+        return f"{'a list' if names is SINGULAR else 'lists'} of {_expected(arguments[0], PLURAL)}"
+    if hint is dict or origin is dict:
         return "a mapping"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        type(None): "null",
-        dict: "a mapping",
-        list: "a list",
-    }
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+    return names.get(hint, str(hint))

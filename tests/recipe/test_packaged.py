@@ -20,7 +20,7 @@ from hf_cifar.recipe.recipe import packaged, recipe_names
 from hf_cifar.training.arguments import training_arguments
 
 NAMES = recipe_names()
-TITLES = ("Model", "Data", "Transforms", "Adaptation", "Run", "Training", "Hub")
+TITLES = ("Model", "Data", "Transforms", "Objective", "Method", "Run", "Training", "Hub")
 TRAIN_IMAGES = {
     "uoft-cs/cifar10": 50_000,
     "sample": 2_000,
