@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,57 +10,62 @@ from torch import nn
 
 from hf_cifar.errors import UserError
 
-log = logging.getLogger(__name__)
+ATTENTION = r"(^|[._])(self_)?att(n|ention)"  # matches the names of attention modules
 
-ATTENTION = r"(^|[._])(self_)?att(n|ention)"  # in a module's name
+
+def head_name(model: Any) -> str | None:
+    """Return the name of the classifier, or None for a model without one.
+
+    The classifier is the last linear layer with as many outputs as the model has labels.
+    """
+    outputs = model.config.num_labels
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == outputs
+    ]
+    return names[-1] if names else None
 
 
 def head(model: Any) -> tuple[str, nn.Linear]:
-    """Name and module of the classifier: the last linear layer with as many outputs as there are
-    labels.
-    """
-    outputs = model.config.num_labels
-    found = [
-        (n, m)
-        for n, m in model.named_modules()
-        if isinstance(m, nn.Linear) and m.out_features == outputs
-    ]
-    if not found:
+    """Return name and module of the classifier. Raises UserError for a model without one."""
+    name = head_name(model)
+    if name is None:
         raise UserError(
             f"{model.config.model_type}: has no linear classifier, so no head can be trained"
         )
-    return found[-1]
+    return name, model.get_submodule(name)
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The residual blocks of any backbone, in forward order, found by looking at it.
+    """Return names and modules of the residual blocks of any backbone, in forward order.
 
-    A block is a direct child of a ModuleList or Sequential that holds at least two weight matrices
-    (a lone convolution with its norm is no block), and that holds no such child itself (a stage is
-    no block). What peft adds does not count.
+    A block is a direct child of a ModuleList or Sequential with at least two weight matrices that
+    holds no block itself. A convolution with its norm has one matrix, and is no block. A stage
+    holds blocks, and is no block. Weights that peft adds do not count.
     """
 
-    def matrices(module: nn.Module) -> int:
-        own = [
-            p
-            for n, p in module.named_parameters()
-            if n.endswith("weight") and not re.search(r"lora_|modules_to_save", n)
+    def has_two_matrices(module: nn.Module) -> bool:
+        weights = [
+            parameter
+            for name, parameter in module.named_parameters()
+            if name.endswith("weight") and not re.search(r"lora_|modules_to_save", name)
         ]
-        return sum(p.ndim >= 2 and p.numel() > p.shape[0] for p in own)
+        return sum(w.ndim >= 2 and w.numel() > w.shape[0] for w in weights) >= 2
 
-    def inside(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    def blocks_in(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
         for child_name, child in module.named_children():
-            full = f"{name}.{child_name}" if name else child_name
-            deeper = list(inside(child, full))
-            if deeper:
-                yield from deeper
-            elif isinstance(module, nn.ModuleList | nn.Sequential) and matrices(child) >= 2:
-                yield full, child
+            name = f"{prefix}{child_name}"
+            inner_blocks = list(blocks_in(child, f"{name}."))
+            if inner_blocks:
+                yield from inner_blocks
+            elif isinstance(module, nn.ModuleList | nn.Sequential) and has_two_matrices(child):
+                yield name, child
 
-    return list(inside(model, ""))
+    return list(blocks_in(model, ""))
 
 
 def describe(model: nn.Module) -> str:
-    """One line for the log: class, parameters, blocks."""
-    count = sum(p.numel() for p in model.parameters())
-    return f"{type(model).__name__}: {count / 1e6:.1f} M parameters, {len(blocks(model))} blocks"
+    """Return one line for the log: class, parameters, blocks."""
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    return f"{type(model).__name__}: {millions:.1f} M parameters, {len(blocks(model))} blocks"
