@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_cifar.cli.main import default_of
+from hf_cifar.cli.options import default_of
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.fields import BLOCKS, TRAINING_DEFAULTS
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "hf_cifar"
 LAYERS = [  # lowest first; packages of one line don't need each other
-    ["errors"],
-    ["files"],
+    ["errors", "text"],
+    ["files", "network"],
     ["distributed"],
     ["augmentation", "recipe"],
     ["data"],

@@ -77,7 +77,7 @@ def test_vit_huge_from_its_config(folder: Path) -> None:
 
 def test_commands_that_need_more_parse() -> None:
     """The launch lines that can't run here are still lines that the command takes."""
-    from hf_cifar.cli.main import _parser, overrides
+    from hf_cifar.cli.main import parse
     from hf_cifar.recipe.load import find_recipe
 
     for block in (b for b in BLOCKS if b["kind"] == "sh"):
@@ -85,8 +85,7 @@ def test_commands_that_need_more_parse() -> None:
             words = line.split("#")[0].split()
             if "hf-cifar" in words[:1] or "hf_cifar" in words:
                 rest = words[words.index("hf-cifar" if "hf-cifar" in words else "hf_cifar") + 1 :]
-                args, keys = _parser().parse_known_args(rest)
-                overrides(keys)
+                args = parse(rest)
                 if rest[0] == "train" and not rest[1].endswith(".yaml"):
                     find_recipe(args.recipe)
 

@@ -1,0 +1,61 @@
+"""`hf-cifar evaluate`: score a run or a model on a split."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from hf_cifar.cli.options import new_command, positive_integer, quiet_libraries
+from hf_cifar.cli.output import say
+
+
+def add_parser(commands: Any) -> None:
+    command = new_command(commands, "evaluate", "Score a run or a model on a split.")
+    command.set_defaults(run=run)
+    command.add_argument(
+        "model",
+        metavar="RUN_OR_MODEL",
+        help="a run folder, a model folder, or a Hub id, with @revision if wanted",
+    )
+    command.add_argument(
+        "--dataset",
+        help="as `dataset_name` in a recipe; default: the run's own, or uoft-cs/cifar10",
+    )
+    command.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    command.add_argument(
+        "--batch_size", type=positive_integer, default=128, help="images at a time; default: 128"
+    )
+    command.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 where it is faster",
+    )
+    command.add_argument(
+        "--tta",
+        choices=("none", "flip"),
+        default="none",
+        help="flip: average the answers to each image and its mirror image",
+    )
+    command.add_argument("--json", action="store_true", help="write metrics as one JSON object")
+
+
+def run(args: argparse.Namespace) -> None:
+    quiet_libraries()
+    from hf_cifar.evaluation.evaluate import evaluate
+
+    metrics = evaluate(
+        args.model, args.dataset, args.split, args.batch_size, args.precision, args.tta
+    )
+    if args.json:
+        say(json.dumps(metrics))
+        return
+    low, high = metrics[f"{args.split}_accuracy_ci95"]
+    accuracy = metrics[f"{args.split}_accuracy"]
+    say(f"{args.split} accuracy {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    for name, value in metrics.items():
+        if isinstance(value, float) and not name.endswith("_accuracy"):
+            say(f"{name:<32}{value:.4f}")
+    for label, value in metrics[f"{args.split}_per_class_accuracy"].items():
+        say(f"  {label:<30}{value:.4f}")
