@@ -1,10 +1,11 @@
-"""A frozen backbone sees each image once: its features, cached, and linear heads trained on them."""
+"""What a frozen backbone gives its head for each image, computed once and cached."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +16,20 @@ from torch import nn
 
 from hf_cifar.data.batches import ImageBatches, whole_batch
 from hf_cifar.distributed import all_processes, is_local_writer, world_size
-from hf_cifar.features.store import Entry, feature_key, load_entry
+from hf_cifar.features.store import entry_path, entry_writer, load_entry, read_cost, write_cost
 from hf_cifar.models.structure import head
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Features:
+    """values: float32 [views, n, D]. seconds_from_nothing: what it costs to compute them, also
+    where they came from the cache; None where that is not known.
+    """
+
+    values: np.ndarray
+    seconds_from_nothing: float | None
 
 
 def run_over_images(
@@ -30,28 +41,27 @@ def run_over_images(
     workers: int = 0,
     progress: Any = None,
 ) -> Iterator[torch.Tensor]:
-    """Values [B, ...] on the host for each batch of each view, in order: what `run` gives for its
-    pixel values [B, 3, S, S].
+    """Yield what `run` gives for the pixel values [B, 3, S, S] of each batch of each view, on the
+    host and in order.
 
-    Of P processes each runs every Pth batch, and all of them get every batch's values. The batches
-    are those of one process alone, so that the values are its values, to the bit. View v is epoch
-    v's augmentation, where `batches` augment.
+    Of P processes each runs every Pth batch, and all of them get the values of every batch. The
+    batches are those of one process alone, so the values are the same to the bit. View v has the
+    augmentation of epoch v, where `batches` augment.
 
-    like: [0, ...], of the shape and dtype that `run` gives, on the device that it runs on. workers:
-    as in DataLoader.
+    like: [0, ...] of the shape and dtype that `run` gives, on its device. workers: as in
+    DataLoader. progress: a bar, updated by images.
     """
     processes = world_size()
-    own = torch.distributed.get_rank() if processes > 1 else 0
+    process = torch.distributed.get_rank() if processes > 1 else 0
     n, device = len(batches), like.device
     jobs = [
-        range(v * n + i, v * n + min(i + batch_size, n))
-        for v in range(views)
-        for i in range(0, n, batch_size)
+        range(view * n + first, view * n + min(first + batch_size, n))
+        for view in range(views)
+        for first in range(0, n, batch_size)
     ]
-    mine = jobs[own::processes]
     loader: Any = torch.utils.data.DataLoader(
-        batches,
-        batch_sampler=[list(tickets) for tickets in mine],
+        cast(Any, batches),
+        batch_sampler=[list(tickets) for tickets in jobs[process::processes]],
         collate_fn=whole_batch,
         num_workers=workers,
         pin_memory=device.type == "cuda",
@@ -60,14 +70,16 @@ def run_over_images(
     loaded = iter(loader)
 
     def start(first: int) -> tuple[torch.Tensor, list[int], Any]:
-        """Queue the jobs from this one on, one a process, and the copy of what they give; an event
-        says when it is there.
+        """Queue one job a process from job `first` on, and the copy of their values to the host.
+
+        Returns the values, the rows of each job, and a CUDA event for the end of the copy.
         """
         rows = [len(tickets) for tickets in jobs[first : first + processes]]
         values = like.new_zeros(batch_size, *like.shape[1:])
-        if own < len(rows):
-            values[: rows[own]] = run(batches.model_inputs(next(loaded), device)["pixel_values"])
-        if processes > 1:  # as bytes, which every backend carries
+        if process < len(rows):
+            inputs = batches.model_inputs(next(loaded), device)
+            values[: rows[process]] = run(inputs["pixel_values"])
+        if processes > 1:  # as bytes, which every backend can gather
             values = gather(values.view(torch.uint8)).view(like.dtype)
         if device.type != "cuda":
             return values.cpu(), rows, None
@@ -80,12 +92,12 @@ def run_over_images(
             copied.synchronize()
         if progress is not None:
             progress.update(sum(rows))
-        for turn, count in enumerate(rows):
-            yield values[turn * batch_size : turn * batch_size + count]
+        for job, count in enumerate(rows):
+            yield values[job * batch_size : job * batch_size + count]
 
     queued = start(0)
     for first in range(processes, len(jobs), processes):
-        ahead = start(first)  # a GPU has the next batch to work on while the host takes this one
+        ahead = start(first)  # a GPU works on the next batch while the host takes this one
         yield from finish(*queued)
         queued = ahead
     yield from finish(*queued)
@@ -103,30 +115,34 @@ def compute_features(
     weights: str,
     workers: int = 0,
     progress: Any = None,
-) -> np.ndarray:
-    """float32 [views, n, D]: what the head of `model` is given for each image of `batches`, in its
-    order.
+) -> Features:
+    """Return what the head of `model` is given for each image of `batches`, in their order.
 
-    The model must be on its device and is put into eval mode. Where `batches` augment, view v is
-    epoch v's augmentation. Computed once, each process its share, then memory-mapped from `cache`.
-    Every process must call it.
+    The model must be on its device; it is put into eval mode. Where `batches` augment, view v has
+    the augmentation of epoch v. Each process computes its share, once; later calls map the values
+    from `cache`. Every process must call this.
+
+    weights: the model's `store.weights_fingerprint`. batch_size, workers, progress: as in
+    `run_over_images`.
     """
-    path = cache / "features" / f"{feature_key(weights, batches, views, bf16)}.npy"
     _, linear = head(model)
-    found = load_entry(path, (views, len(batches), linear.in_features))
-    if all_processes(found is not None):
-        log.info("features: %s x %d images from the cache", views, len(batches))
-        return cast(np.ndarray, found)
-    model.eval()
     device = next(model.parameters()).device
-    features = np.empty((views, len(batches), linear.in_features), np.float32)
-    caught: list[torch.Tensor] = []
-    hook = linear.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    path = entry_path(cache, weights, batches, views, bf16=bf16, device=device)
+    shape = views, len(batches), linear.in_features
+    cached = load_entry(path, shape)
+    if all_processes(cached is not None):
+        log.info("features: %d x %d images from the cache", views, len(batches))
+        return Features(cast(np.ndarray, cached), read_cost(path))
+    start = time.perf_counter()
+    model.eval()
+    features = np.empty(shape, np.float32)
+    head_inputs: list[torch.Tensor] = []
+    hook = linear.register_forward_pre_hook(lambda _, args: head_inputs.append(args[0]))
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             model(pixel_values=pixels)
-        return caught.pop().float()
+        return head_inputs.pop().float()
 
     flat, filled = features.reshape(-1, linear.in_features), 0
     like = torch.empty(0, linear.in_features, device=device)
@@ -136,11 +152,12 @@ def compute_features(
             filled += len(values)
     finally:
         hook.remove()
+    seconds = time.perf_counter() - start
     if is_local_writer():
         try:
-            with contextlib.closing(Entry(path, features.shape, features.dtype)) as entry:
-                entry.write(features.data)
-                entry.publish()
+            with entry_writer(path, features.shape, features.dtype) as write:
+                write(features.data)
+            write_cost(path, seconds)
         except OSError as error:
             log.warning("features: not cached: %s", error)
-    return features
+    return Features(features, seconds)

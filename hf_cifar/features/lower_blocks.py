@@ -1,60 +1,56 @@
-"""The frozen lower part of a network runs once: the hidden states that enter the first block that
-trains, cached.
+"""The frozen lower part of a network, found by watching it run; training can start above it.
 
-What runs before that block is found by watching a pass, and whether training may start there by a
-second one, so that it holds for any family.
+What runs before the first block that trains is found on a probe; a second probe checks that
+training may start there. Both hold for any family, since no module is known by its name.
 """
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils import _pytree as pytree
-from tqdm.auto import tqdm
 
-from hf_cifar.data.batches import ImageBatches
-from hf_cifar.distributed import all_processes, is_local_writer
-from hf_cifar.features.extract import run_over_images
-from hf_cifar.features.store import Entry, feature_key, load_entry
-from hf_cifar.methods.linear_probe import FeatureBatches
 from hf_cifar.models.structure import blocks, head
 
-log = logging.getLogger(__name__)
-DISK_SHARE = 0.5  # of the free disk that hidden states may take
-STORED = {
+STORED = {  # how a dtype is stored; numpy has no bfloat16
     torch.float32: np.float32,
     torch.float16: np.float16,
     torch.bfloat16: np.int16,
-}  # numpy has no bfloat16
+}
+# Largest relative difference of a gradient, by norm, that rounding explains: a bfloat16 number has
+# 8 bits (0.4 %), and sums of them in another order differ by a few of its last bits.
+GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 class CannotCache(Exception):
-    """The lower part can't be left out of training; the message says why."""
+    """The lower blocks have to run at every step. The message is the reason."""
 
 
-class _Reached(Exception):
-    """The block has been reached; carries its input."""
+class _BlockReached(Exception):
+    """Stops a forward pass at the first block that trains; carries the input of that block."""
 
 
 class FrozenLowerBlocks:
     """Everything of `model` that runs before its first block that trains.
 
-    Once `install`ed, the model takes `hidden` in place of `pixel_values`: modules before the block
-    give back what they gave on a probe, which costs nothing, and the block gets `hidden`. Called
-    with `pixel_values` it is the model that it was; its weights and their names stay as they are.
+    After `install`, the model takes `hidden` in place of `pixel_values`: the modules below the
+    block return what they returned on a probe, which costs nothing, and the block gets `hidden`.
+    Called with `pixel_values` it computes what it always did. Weights and their names stay.
 
     autocast: the dtype that the model runs in by autocast, or None. channels_last: memory layout of
     the images.
-    shape, dtype: of one image's hidden state as it lies in memory; `order`: which dimension of the
-    model's tensor each is.
+
+    shape, dtype: of the hidden state of one image, as it lies in memory. order: which dimension of
+    the model's tensor each dimension in memory is.
+
     Raises CannotCache where something below trains or is random, or where outputs or gradients
     would not be the same.
     """
@@ -62,37 +58,31 @@ class FrozenLowerBlocks:
     def __init__(
         self, model: Any, image_size: int, *, autocast: torch.dtype | None, channels_last: bool
     ) -> None:
-        self.model, self.image_size, self.autocast, self.channels_last = (
-            model,
-            image_size,
-            autocast,
-            channels_last,
-        )
+        self.model, self.image_size = model, image_size
+        self.autocast, self.channels_last = autocast, channels_last
         self.device = next(model.parameters()).device
-        found = blocks(model)
+        model_blocks = blocks(model)
+        if not model_blocks:
+            raise CannotCache("this model has no blocks")
         training = [
-            i
-            for i, (_, block) in enumerate(found)
-            if any(p.requires_grad for p in block.parameters())
+            position
+            for position, (_, block) in enumerate(model_blocks)
+            if any(parameter.requires_grad for parameter in block.parameters())
         ]
-        if not found or training[:1] == [0]:
-            raise CannotCache("the first block trains" if found else "this model has no blocks")
-        self.name, self.block = found[training[0] if training else -1]
+        if training[:1] == [0]:
+            raise CannotCache("the first block trains")
+        self.name, self.block = model_blocks[training[0] if training else -1]
         self.hidden: torch.Tensor | None = None
-        self.place: int | str = 0  # of the hidden states among the block's arguments
-        self.handles: list[Any] = []
-        self.stand_ins: list[tuple[Any, Callable]] = []
-        self.replaced: list[
-            tuple[Any, Callable | None]
-        ] = []  # modules, with a `forward` of their own (not the class's)
+        self.argument: int | str = 0  # which of the block's arguments the hidden state is
+        self.hooks: list[Any] = []
+        self.stand_ins: list[tuple[Any, Callable[[int], Any]]] = []
+        self.replaced: list[tuple[Any, Callable | None]] = []  # modules and their own `forward`
         self.blank = torch.zeros((), device=self.device)
         mode = model.training
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(
-            devices
-        ):  # training draws what it would have drawn without the probe
+        with torch.random.fork_rng(devices):  # training must draw what it draws without the probe
             try:
-                self._find()
+                self._find_stand_ins()
                 self._check()
             except (
                 RuntimeError,
@@ -102,168 +92,171 @@ class FrozenLowerBlocks:
                 KeyError,
                 AttributeError,
             ) as error:
-                raise CannotCache(
-                    f"{type(error).__name__} on a probe: {str(error).splitlines()[0][:120]}"
-                ) from None
+                reason = str(error).splitlines()[0][:120]
+                raise CannotCache(f"{type(error).__name__} on a probe: {reason}") from None
             finally:
                 self.remove()
                 model.train(mode)
 
-    # ---- what runs before the block ----
+    # ---- finding what runs before the block ----
 
-    def _pixels(self, count: int) -> torch.Tensor:
+    def _probe_pixels(self, count: int) -> torch.Tensor:
         shape = count, 3, self.image_size, self.image_size
-        pixels = torch.randn(shape, generator=torch.Generator().manual_seed(count)).to(self.device)
-        return (
-            pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
-        )
+        generator = torch.Generator().manual_seed(count)
+        pixels = torch.randn(shape, generator=generator).to(self.device)
+        if self.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return pixels
 
     def _run(self, **inputs: torch.Tensor) -> None:
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        enabled = self.autocast is not None
+        with torch.autocast(self.device.type, self.autocast, enabled=enabled):
             self.model(**inputs)
 
     def _watch(
         self, count: int
     ) -> tuple[dict[nn.Module, list[Any]], list[nn.Module], set[nn.Module]]:
-        """Outermost modules that end before the block begins, with what they gave at each call;
-        every module that begins before it; every module that begins later.
+        """Run `count` images. Return the outermost modules that end before the block begins, with
+        what they returned at each call; every module that begins before it; and every module that
+        begins later.
         """
         ended: list[tuple[nn.Module, Any]] = []
-        inside: list[int] = []  # for each running module, how many had ended when it began
+        ended_at_start: list[int] = []  # for each running module, how many had ended by then
         before: list[nn.Module] = []
         later: set[nn.Module] = set()
 
-        def begin(module: nn.Module, _: Any) -> None:
+        def on_start(module: nn.Module, _: Any) -> None:
             if later or module is self.block:
                 later.add(module)
             else:
                 before.append(module)
-                inside.append(len(ended))
+                ended_at_start.append(len(ended))
 
-        def end(module: nn.Module, _: Any, output: Any) -> None:
+        def on_end(module: nn.Module, _: Any, output: Any) -> None:
             if not later:
-                del ended[inside.pop() :]
+                del ended[ended_at_start.pop() :]  # modules inside this one
                 ended.append((module, output))
 
-        hooks = register_module_forward_pre_hook(begin), register_module_forward_hook(end)
+        hooks = register_module_forward_pre_hook(on_start), register_module_forward_hook(on_end)
         try:
             with torch.no_grad():
-                self._run(pixel_values=self._pixels(count))
+                self._run(pixel_values=self._probe_pixels(count))
         finally:
             for hook in hooks:
                 hook.remove()
-        calls: dict[nn.Module, list[Any]] = {}
+        outputs: dict[nn.Module, list[Any]] = {}
         for module, output in ended:
-            calls.setdefault(module, []).append(output)
-        return calls, before, later
+            outputs.setdefault(module, []).append(output)
+        return outputs, before, later
 
-    def _find(self) -> None:
+    def _find_stand_ins(self) -> None:
+        """Note each module below the block and a function that makes its output for n images."""
         self.model.eval()
-        (two, before, later), (three, _, _) = self._watch(2), self._watch(3)
+        (for_two, before, later), (for_three, _, _) = self._watch(2), self._watch(3)
         names = {module: name for name, module in self.model.named_modules()}
         for module in before:
-            trains = [
-                n
-                for n, p in module.named_parameters(prefix=names[module], recurse=False)
-                if p.requires_grad
-            ]
-            if trains:
-                raise CannotCache(f"{trains[0]} trains and comes before the first block that does")
-        for module, outputs in two.items():
-            if module in later or len(outputs) > 1 or module not in three:
-                continue  # it runs as ever, on what stands in for its input
-            if (given := _by_rows(outputs[0], three[module][0])) is not None:
-                self.stand_ins.append((module, given))
+            parameters = module.named_parameters(prefix=names[module], recurse=False)
+            if trained := [name for name, p in parameters if p.requires_grad]:
+                raise CannotCache(f"{trained[0]} trains and comes before the first block that does")
+        for module, outputs in for_two.items():
+            if module in later or len(outputs) > 1 or module not in for_three:
+                continue  # it keeps running, on what stands in for its input
+            stand_in = _output_for_rows(outputs[0], for_three[module][0])
+            if stand_in is not None:
+                self.stand_ins.append((module, stand_in))
 
     def _check(self) -> None:
-        """Hidden states are the same in training as in evaluation, and lead to the same outputs and
-        gradients.
+        """Check that hidden states are the same in training as in evaluation, and that they lead to
+        the same outputs and gradients.
         """
-        pixels = self._pixels(3)
+        pixels = self._probe_pixels(3)
         self.model.train()
-        trained = self.compute(pixels)
+        in_training = self.compute(pixels)
         self.model.eval()
         hidden = self.compute(pixels)
-        if not torch.equal(trained, hidden):
+        if not torch.equal(in_training, hidden):
             raise CannotCache(
-                "what is frozen is random in training (dropout or stochastic depth in the model's config)"
+                "what is frozen is random in training (dropout or stochastic depth in the model's"
+                " config)"
             )
         if hidden.dtype not in STORED or len(hidden) != 3:
             raise CannotCache(f"a hidden state is {hidden.dtype} {tuple(hidden.shape)}")
         order = hidden.dim_order()
         self.order = order if order[0] == 0 else tuple(range(hidden.ndim))
         self.shape, self.dtype = tuple(hidden.permute(self.order).shape[1:]), hidden.dtype
-        want, gradients = self._features(pixel_values=pixels)
+        expected, expected_gradients = self._head_input(pixel_values=pixels)
         self.install()
-        found, others = self._features(
-            hidden=self.unpack(torch.from_numpy(self.pack(hidden))).to(self.device)
-        )
-        if not torch.equal(want, found):
+        restored = self.unpack(torch.from_numpy(self.pack(hidden))).to(self.device)
+        output, gradients = self._head_input(hidden=restored)
+        if not torch.equal(expected, output):
             raise CannotCache("its outputs from a cached hidden state are not the same to the bit")
-        for a, b in zip(gradients, others, strict=True):
-            same = a is b if a is None or b is None else torch.allclose(a, b, rtol=1e-3, atol=1e-6)
-            if not same:
+        tolerance = GRADIENT_TOLERANCE[self.autocast or torch.float32]
+        for a, b in zip(expected_gradients, gradients, strict=True):
+            if (a is None) != (b is None):
+                raise CannotCache("a cached hidden state gives other parameters a gradient")
+            if a is not None and b is not None and (a - b).norm() > tolerance * a.norm() + 1e-6:
                 raise CannotCache("its gradients from a cached hidden state are not the same")
 
-    def _features(
+    def _head_input(
         self, **inputs: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-        """What the head is given (its weights may be zero), and what that gives each trained
-        parameter as gradient.
+        """Return the input of the head, whose weights may be zero, and the gradients that a fixed
+        weighting of it gives the trained parameters.
         """
-        caught: list[torch.Tensor] = []
-        own, linear = head(self.model)
-        hook = linear.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        head_inputs: list[torch.Tensor] = []
+        classifier, linear = head(self.model)
+        hook = linear.register_forward_pre_hook(lambda _, args: head_inputs.append(args[0]))
         try:
             self._run(**inputs)
         finally:
             hook.remove()
-        x = caught[0].float()
+        value = head_inputs[0].float()
         trained = [
-            p
-            for n, p in self.model.named_parameters()
-            if p.requires_grad and not n.startswith(own + ".")
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and not name.startswith(f"{classifier}.")
         ]
-        if not x.requires_grad:
-            return x, ()
-        weights = torch.linspace(-1, 1, x.numel(), device=x.device).view_as(x)
-        return x.detach(), torch.autograd.grad((x * weights).sum(), trained, allow_unused=True)
+        if not value.requires_grad:
+            return value, ()
+        weights = torch.linspace(-1, 1, value.numel(), device=value.device).view_as(value)
+        gradients = torch.autograd.grad((value * weights).sum(), trained, allow_unused=True)
+        return value.detach(), gradients
 
     # ---- hidden states ----
 
     def compute(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[B, ...], what enters the block for `pixels` [B, 3, S, S]; what comes after is not run,
-        and nothing has gradients.
+        """Return the block's input [B, ...] for `pixels` [B, 3, S, S], without gradients; nothing
+        after it runs.
         """
 
         def stop(_: Any, args: tuple, kwargs: dict) -> None:
-            places = [
-                p for p, v in (*enumerate(args), *kwargs.items()) if isinstance(v, torch.Tensor)
-            ]
-            self.place = places[0]
-            raise _Reached(args[self.place] if isinstance(self.place, int) else kwargs[self.place])
+            arguments = [*enumerate(args), *kwargs.items()]
+            self.argument, value = next(
+                (place, v) for place, v in arguments if isinstance(v, torch.Tensor)
+            )
+            raise _BlockReached(value)
 
-        handle = self.block.register_forward_pre_hook(stop, with_kwargs=True)
+        hook = self.block.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             with torch.no_grad():
                 self._run(pixel_values=pixels)
-        except _Reached as reached:
+        except _BlockReached as reached:
             return reached.args[0]
         finally:
-            handle.remove()
+            hook.remove()
         raise CannotCache(f"{self.name} was not reached")
 
-    def in_memory(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[B, *shape], contiguous, from the model's own layout."""
+    def in_memory_order(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return hidden states as [B, *shape], contiguous, from the model's own layout."""
         return hidden.permute(self.order).contiguous()
 
     def pack(self, hidden: torch.Tensor) -> np.ndarray:
-        """`in_memory` as numpy array of the dtype that it is stored as."""
-        stored = self.in_memory(hidden).cpu()
+        """Return `in_memory_order` as a numpy array of the stored dtype."""
+        stored = self.in_memory_order(hidden).cpu()
         return (stored.view(torch.int16) if self.dtype is torch.bfloat16 else stored).numpy()
 
     def unpack(self, stored: torch.Tensor) -> torch.Tensor:
-        """The inverse of `pack`, strides included."""
+        """Return what `pack` packed, with the strides that it had."""
         values = stored.view(self.dtype) if stored.dtype is not self.dtype else stored
         return values.permute([self.order.index(d) for d in range(len(self.order))])
 
@@ -276,192 +269,67 @@ class FrozenLowerBlocks:
     def install(self) -> None:
         """Let the model take `hidden` [B, ...] in place of `pixel_values`."""
 
-        def begin(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        def take_hidden(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             self.hidden = kwargs.get("hidden")
             if self.hidden is None:
                 return args, kwargs
-            inputs = {k: v for k, v in kwargs.items() if k != "hidden"}
-            size = len(self.hidden), 3, self.image_size, self.image_size
-            return args, inputs | {"pixel_values": self.blank.expand(size)}
+            inputs = {name: value for name, value in kwargs.items() if name != "hidden"}
+            shape = len(self.hidden), 3, self.image_size, self.image_size
+            return args, inputs | {"pixel_values": self.blank.expand(shape)}
 
-        def enter(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        def enter_block(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if self.hidden is None:
                 return args, kwargs
-            if isinstance(self.place, str):
-                return args, kwargs | {self.place: self.hidden}
-            return (*args[: self.place], self.hidden, *args[self.place + 1 :]), kwargs
+            if isinstance(self.argument, str):
+                return args, kwargs | {self.argument: self.hidden}
+            return (*args[: self.argument], self.hidden, *args[self.argument + 1 :]), kwargs
 
-        self.handles = [  # the model's other hooks see `pixel_values`, as ever
-            self.model.register_forward_pre_hook(begin, with_kwargs=True, prepend=True),
-            self.block.register_forward_pre_hook(enter, with_kwargs=True),
+        self.hooks = [  # `prepend`: the model's other hooks see `pixel_values`, as ever
+            self.model.register_forward_pre_hook(take_hidden, with_kwargs=True, prepend=True),
+            self.block.register_forward_pre_hook(enter_block, with_kwargs=True),
         ]
         self.replaced = [(module, vars(module).get("forward")) for module, _ in self.stand_ins]
-        for module, given in self.stand_ins:
-            module.forward = self._or_given(module.forward, given)
+        for module, stand_in in self.stand_ins:
+            module.forward = self._unless_hidden(module.forward, stand_in)
 
-    def _or_given(self, forward: Callable, given: Callable[[int], Any]) -> Callable:
-        def stand_in(*args: Any, **kwargs: Any) -> Any:
-            return forward(*args, **kwargs) if self.hidden is None else given(len(self.hidden))
+    def _unless_hidden(self, forward: Callable, stand_in: Callable[[int], Any]) -> Callable:
+        def forward_or_stand_in(*args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs) if self.hidden is None else stand_in(len(self.hidden))
 
-        return stand_in
+        return forward_or_stand_in
 
     def remove(self) -> None:
-        """The model as it was before `install`."""
-        for handle in self.handles:
-            handle.remove()
+        """Make the model what it was before `install`."""
+        for hook in self.hooks:
+            hook.remove()
         for module, forward in self.replaced:
             if forward is None:
                 del module.forward
             else:
                 module.forward = forward
-        self.handles, self.replaced, self.hidden = [], [], None
+        self.hooks, self.replaced, self.hidden = [], [], None
 
 
-def _by_rows(two: Any, three: Any) -> Callable[[int], Any] | None:
-    """n -> something shaped like a module's output for n images, from its outputs for two and for
-    three; None where some tensor of it grows in another way.
+def _output_for_rows(for_two: Any, for_three: Any) -> Callable[[int], Any] | None:
+    """Return a function that makes a module's output for n images from its outputs for two and for
+    three, or None where some tensor of it grows in another way than by a row an image.
     """
-    leaves, spec = pytree.tree_flatten(two)
-    others, same = pytree.tree_flatten(three)
-    if spec != same:
+    leaves, spec = pytree.tree_flatten(for_two)
+    other_leaves, other_spec = pytree.tree_flatten(for_three)
+    if spec != other_spec:
         return None
-    rows = []
-    for a, b in zip(leaves, others, strict=True):
+    grows_by_row = []
+    for a, b in zip(leaves, other_leaves, strict=True):
         grows = isinstance(a, torch.Tensor) and a.shape != b.shape
         if grows and (a.shape[0], b.shape[0], a.shape[1:]) != (2, 3, b.shape[1:]):
             return None
-        rows.append(grows)
+        grows_by_row.append(grows)
 
-    def given(n: int) -> Any:
-        found = [
-            v[:1].expand(n, *v.shape[1:]) if grows else v
-            for v, grows in zip(leaves, rows, strict=True)
+    def output_for(rows: int) -> Any:
+        expanded = [
+            leaf[:1].expand(rows, *leaf.shape[1:]) if grows else leaf
+            for leaf, grows in zip(leaves, grows_by_row, strict=True)
         ]
-        return pytree.tree_unflatten(found, spec)
+        return pytree.tree_unflatten(expanded, spec)
 
-    return given
-
-
-class HiddenStateBatches(FeatureBatches):
-    """Whole batches of hidden states by index, for a model whose `FrozenLowerBlocks` is installed.
-
-    values: [views, n, *prefix.shape] of the stored dtype. labels: int64 [n].
-    """
-
-    def __init__(self, values: np.ndarray, labels: np.ndarray, prefix: FrozenLowerBlocks) -> None:
-        super().__init__(values, labels)
-        self.prefix = prefix
-
-    def model_inputs(
-        self, batch: dict[str, torch.Tensor], device: torch.device
-    ) -> dict[str, torch.Tensor]:
-        """{hidden: [B, ...] as the block gets it, labels: int64 [B]} on `device`."""
-        batch = super().model_inputs(batch, device)
-        return {"hidden": self.prefix.unpack(batch["features"]), "labels": batch["labels"]}
-
-
-def hidden_state_batches(
-    prefix: FrozenLowerBlocks,
-    sets: dict[str, tuple[ImageBatches, int]],
-    cache: Path,
-    *,
-    batch_size: int,
-    workers: int,
-    weights: str,
-    quiet: bool,
-) -> dict[str, HiddenStateBatches]:
-    """The hidden states of each set, {name: (its images, how many views)}: computed once, written
-    to files below `cache` as they come, and memory-mapped.
-
-    Raises CannotCache where they would take more than DISK_SHARE of the free disk, or can't be
-    written.
-    """
-    bf16, found = prefix.autocast is not None, {}
-    about = {
-        "before": prefix.name,
-        "shape": prefix.shape,
-        "order": prefix.order,
-        "dtype": str(prefix.dtype),
-    }
-    paths, there = {}, {}
-    for name, (batches, views) in sets.items():
-        paths[name] = (
-            cache / "features" / f"{feature_key(weights, batches, views, bf16, about)}.npy"
-        )
-        values = load_entry(paths[name], (views, len(batches), *prefix.shape))
-        if all_processes(values is not None):
-            there[name] = cast(np.ndarray, values)
-            log.info("hidden states: %s: %d x %d images from the cache", name, views, len(batches))
-    lacking = {name: pair for name, pair in sets.items() if name not in there}
-    images = sum(views * len(batches) for batches, views in lacking.values())
-    size = images * prefix.bytes_per_image
-    (cache / "features").mkdir(parents=True, exist_ok=True)
-    if not all_processes(size <= DISK_SHARE * shutil.disk_usage(cache).free):
-        raise CannotCache(
-            f"hidden states would take {size / 1e9:.1f} GB, more than half of the free disk"
-        )
-    if images:
-        log.info(
-            "hidden states: %d images before %s, %.2f GB, into the cache",
-            images,
-            prefix.name,
-            size / 1e9,
-        )
-    prefix.model.eval()
-    with tqdm(total=images, desc="hidden states", unit=" images", disable=quiet) as bar:
-        for name, (batches, views) in lacking.items():
-            there[name] = _computed(prefix, batches, views, paths[name], batch_size, workers, bar)
-    for name, (batches, _) in sets.items():
-        found[name] = HiddenStateBatches(there[name], batches.labels, prefix)
-    return found
-
-
-def _computed(
-    prefix: FrozenLowerBlocks,
-    batches: ImageBatches,
-    views: int,
-    path: Path,
-    batch_size: int,
-    workers: int,
-    progress: Any,
-) -> np.ndarray:
-    shape, kind = (views, len(batches), *prefix.shape), np.dtype(STORED[prefix.dtype])
-    values = run_over_images(
-        batches,
-        views,
-        batch_size,
-        lambda pixels: prefix.in_memory(prefix.compute(pixels)),
-        torch.empty(0, *prefix.shape, dtype=prefix.dtype, device=prefix.device),
-        workers,
-        progress,
-    )
-    entry = failed = None
-    try:
-        entry = Entry(path, shape, kind) if is_local_writer() else None
-    except OSError as error:
-        failed = error
-    for (
-        batch
-    ) in values:  # they come in the file's order; other processes wait for these in any case
-        if entry is not None and failed is None:
-            try:
-                entry.write(
-                    (batch.view(torch.int16) if prefix.dtype is torch.bfloat16 else batch)
-                    .numpy()
-                    .data
-                )
-            except OSError as error:
-                failed = error
-    if entry is not None:
-        try:
-            if failed is None:
-                entry.publish()
-        except OSError as error:
-            failed = error
-        entry.close()
-    if not all_processes(failed is None):
-        raise CannotCache(f"hidden states can't be written ({failed or 'by another process'})")
-    found = load_entry(path, shape)
-    if not all_processes(found is not None):
-        raise CannotCache("hidden states that were written can't be read")
-    return cast(np.ndarray, found)
+    return output_for

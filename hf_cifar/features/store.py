@@ -1,4 +1,6 @@
-"""Cache entries of features: written aside, published whole, checked when read."""
+"""The cache of features: entries named by everything that they depend on, published whole, and
+checked against their digest when they are read.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ import hashlib
 import io
 import json
 import logging
-import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,143 +23,150 @@ import xxhash
 
 from hf_cifar.data.batches import ImageBatches
 from hf_cifar.distributed import is_local_writer
-from hf_cifar.models.structure import head
+from hf_cifar.files import atomic_file, json_digest, write_json
+from hf_cifar.models.structure import head_name
 
 log = logging.getLogger(__name__)
-DIGEST = 16  # bytes of an XXH3 digest, at the end of a cache entry
+DIGEST_BYTES = 16  # of the XXH3 digest at the end of an entry
+# Keys of a model's config that say what its answers are called, not what its features are.
+NAMING_KEYS = (
+    "id2label",
+    "label2id",
+    "label_names",
+    "num_labels",
+    "num_classes",
+    "_name_or_path",
+    "transformers_version",
+)
 
 
 def weights_fingerprint(model: Any) -> str:
-    """SHA-256 over every weight but the head's, the architecture and the libraries that run it:
-    what the features depend on.
+    """Return a SHA-256 over what features depend on: every weight but the head's, the architecture,
+    and the versions of the libraries that run it.
     """
-    own = head(model)[0] + "."
-    labels = (
-        "id2label",
-        "label2id",
-        "label_names",
-        "num_labels",
-        "num_classes",
-        "_name_or_path",
-        "transformers_version",
-    )
-    config = {k: v for k, v in model.config.to_dict().items() if k not in labels}
-    about = [
-        type(model).__name__,
-        config,
-        torch.__version__,
-        transformers.__version__,
-        timm.__version__,
-    ]
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    config = {k: v for k, v in model.config.to_dict().items() if k not in NAMING_KEYS}
+    versions = [torch.__version__, transformers.__version__, timm.__version__]
+    description = [type(model).__name__, config, *versions]
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
+    classifier = f"{head_name(model)}."
     for name, tensor in model.state_dict().items():
-        if not name.startswith(own):
+        if not name.startswith(classifier):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            )
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def feature_key(
-    weights: str, batches: ImageBatches, views: int, bf16: bool, more: dict[str, Any] | None = None
-) -> str:
-    """Name of a cache entry: everything that the features depend on."""
-    t = batches.transforms
-    rows = hashlib.sha256(np.ascontiguousarray(batches.split.rows).tobytes()).hexdigest()
-    parts = {
+def entry_path(
+    cache: Path,
+    weights: str,
+    batches: ImageBatches,
+    views: int,
+    *,
+    bf16: bool,
+    device: torch.device,
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """Return the file of a cache entry, named by everything that its features depend on.
+
+    weights: the model's `weights_fingerprint`. views: how many views of each image. extra: what
+    else the features depend on.
+    """
+    transforms = batches.transforms
+    augmentation = {k: v for k, v in vars(transforms).items() if k != "processor"}
+    facts = {
         "weights": weights,
-        "processor": t.processor.to_json_string(),
+        "processor": transforms.processor.to_json_string(),
         "images": batches.split.images.fingerprint,
-        "rows": rows,
+        "rows": hashlib.sha256(np.ascontiguousarray(batches.split.rows).tobytes()).hexdigest(),
         "views": views,
-        "augment": {k: v for k, v in vars(t).items() if k != "processor"}
-        if batches.training
-        else None,
+        "augmentation": augmentation if batches.training else None,
         "bf16": bf16,
+        "device": device.type,
+        "float32_precision": torch.backends.fp32_precision,  # type: ignore[attr-defined]
         "channels_last": batches.channels_last,
         "mirrored": batches.mirrored,
-    } | (more or {})
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    }
+    return cache / "features" / f"{json_digest(facts | (extra or {}))[:32]}.npy"
 
 
-class Entry:
-    """A cache entry in the making: an .npy file with a digest of it at its end, written aside and
-    renamed once it is whole.
+@contextlib.contextmanager
+def entry_writer(
+    path: Path, shape: tuple[int, ...], dtype: Any
+) -> Iterator[Callable[[memoryview], None]]:
+    """Yield a function that appends the next bytes of an array to the cache entry `path`.
+
+    The entry is an .npy file with a digest at its end. It appears when the block ends without an
+    error. (`np.save` writes a small array through a copy of the file and misses a full disk.)
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
+    digest, header = xxhash.xxh3_128(), io.BytesIO()
+    description = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": description, "fortran_order": False, "shape": shape}
+    )
+    with atomic_file(path) as file:
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
-        self.path, self.aside = (
-            path,
-            path.with_suffix(f".{os.environ.get('RANK', '0')}-{os.getpid()}.tmp"),
-        )
-        self.file, self.digest, header = self.aside.open("wb"), xxhash.xxh3_128(), io.BytesIO()
-        about = {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-            "fortran_order": False,
-            "shape": shape,
-        }
-        np.lib.format.write_array_header_1_0(header, about)
-        self.write(header.getbuffer())
+        def write(data: memoryview) -> None:
+            digest.update(data)
+            file.write(data)
 
-    def write(self, data: memoryview) -> None:
-        """The next of the array's bytes. np.save writes a small array by a copy of the file and
-        doesn't see that it fails.
-        """
-        self.digest.update(data)
-        self.file.write(data)
-
-    def publish(self) -> None:
-        self.file.write(self.digest.digest())
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.aside.replace(self.path)
-
-    def close(self) -> None:
-        """Whatever has happened; what was not published is removed."""
-        with contextlib.suppress(OSError):
-            self.file.close()
-        self.aside.unlink(missing_ok=True)
+        write(header.getbuffer())
+        yield write
+        file.write(digest.digest())
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes were writing: a writer pauses for a batch at most, and may run
-    on another machine.
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing.
+
+    A writer pauses for a batch at most, and may run on another machine of a shared disk.
     """
-    for left in folder.glob("*.tmp"):
+    for temporary in folder.glob("*.tmp"):
         with contextlib.suppress(OSError):
-            paused, pid = (
-                time.time() - left.stat().st_mtime,
-                left.name.split(".")[-2].rpartition("-")[2],
-            )
-            if paused > 3600 or (paused > 60 and pid.isdigit() and not psutil.pid_exists(int(pid))):
-                left.unlink()
-
-
-def _whole(path: Path) -> bool:
-    digest, left = xxhash.xxh3_128(), path.stat().st_size - DIGEST
-    with path.open("rb") as file:
-        while left > 0 and (chunk := file.read(min(left, 2**20))):
-            digest.update(chunk)
-            left -= len(chunk)
-        return digest.digest() == file.read()
+            idle = time.time() - temporary.stat().st_mtime
+            process = temporary.name.split(".")[-2].rpartition("-")[2]
+            ended = process.isdigit() and not psutil.pid_exists(int(process))
+            if idle > 3600 or (idle > 60 and ended):
+                temporary.unlink()
 
 
 def load_entry(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array of a cache entry, memory-mapped; None where there is none that is as it was written
-    and of this shape.
+    """Return the array of a cache entry, memory-mapped, or None where there is none of this shape
+    that is as it was written.
 
-    Of a node's processes the one that writes looks at the content.
+    Of the processes of a node, only the one that writes checks the digest.
     """
     try:
         if not path.is_file():
             return None
-        if is_local_writer() and not _whole(path):
+        if is_local_writer() and not _matches_digest(path):
             raise ValueError
-        found = np.load(path, mmap_mode="r")
+        array = np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError):
-        log.warning("features: %s is damaged; computed anew", path.name)
+        log.warning("features: %s is damaged and is computed again", path.name)
         return None
-    return found if found.shape == shape else None
+    return array if array.shape == shape else None
+
+
+def _matches_digest(path: Path) -> bool:
+    digest, remaining = xxhash.xxh3_128(), path.stat().st_size - DIGEST_BYTES
+    with path.open("rb") as file:
+        while remaining > 0 and (chunk := file.read(min(remaining, 2**20))):
+            digest.update(chunk)
+            remaining -= len(chunk)
+        return digest.digest() == file.read()
+
+
+def write_cost(path: Path, seconds: float) -> None:
+    """Note beside a cache entry how long it took to compute."""
+    with contextlib.suppress(OSError):  # a note that can't be kept is no reason to stop
+        write_json(path.with_suffix(".json"), {"seconds": seconds})
+
+
+def read_cost(path: Path) -> float | None:
+    """Return the seconds that a cache entry took to compute, where they are known."""
+    try:
+        return float(json.loads(path.with_suffix(".json").read_text())["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,108 +1,165 @@
-"""Linear heads trained side by side on frozen features."""
+"""Linear probing: the backbone stays frozen and logistic regression on its features is the head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import logging
+import time
+from functools import partial
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import nn
-from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.trainer_utils import EvalPrediction
+from tqdm.auto import tqdm
+
+from hf_cifar.data.batches import ImageBatches
+from hf_cifar.data.image_cache import cache_folder
+from hf_cifar.evaluation.knn import knn_accuracy
+from hf_cifar.features.extract import Features, compute_features
+from hf_cifar.features.logistic_regression import LogisticRegression, fit_logistic_regression
+from hf_cifar.features.store import weights_fingerprint
+from hf_cifar.methods.base import Learner, Method, Setup
+from hf_cifar.models.structure import head
+from hf_cifar.recipe.fields import TRAINING_DEFAULTS, MethodKeys
+
+log = logging.getLogger(__name__)
+# Keys of gradient descent, which say nothing about a problem that is solved to convergence.
+UNUSED_KEYS = (
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "eval_strategy",
+    "save_strategy",
+    "metric_for_best_model",
+    "ema_decay",
+    "early_stopping_patience",
+    "head_learning_rate",
+    "layer_decay",
+    "scale_learning_rate",
+)
 
 
-class FeatureBatches(torch.utils.data.Dataset):
-    """Whole batches of features by index. A ticket is epoch * n + index; epoch e uses view e modulo
-    their number.
+class LinearProbe(Method):
+    """Only the head trains: multinomial logistic regression on cached features."""
 
-    values: [views, n, ...]. labels: int64 [n].
-    """
+    description: ClassVar[str] = "kept frozen under a linear classifier trained"
+    tags: ClassVar[tuple[str, ...]] = ("linear-probe",)
+    runs_backbone_once: ClassVar[bool] = True
 
-    def __init__(self, values: np.ndarray, labels: np.ndarray) -> None:
-        self.values, self.labels = values, labels
+    @property
+    def views(self) -> int | None:
+        return self.recipe.feature_views or 1
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def prepare(self, model: nn.Module) -> nn.Module:
+        model.requires_grad_(False)
+        head(model)[1].requires_grad_(True)
+        return model
 
-    def __getitems__(self, tickets: list[int]) -> dict[str, torch.Tensor]:
-        epoch, index = np.divmod(np.asarray(tickets), len(self))
-        values = np.asarray(self.values[epoch % len(self.values), index])
-        return {
-            "features": torch.from_numpy(values),
-            "labels": torch.from_numpy(self.labels[index]),
+    def learner(self, setup: Setup) -> Learner:
+        if unused := self.unused_keys():
+            log.warning(
+                "method: linear solves for the best head and has no use for %s", ", ".join(unused)
+            )
+        return ProbeLearner(setup)
+
+    def unused_keys(self) -> list[str]:
+        """Return the keys that were changed from their defaults and have no effect."""
+        defaults = TRAINING_DEFAULTS | vars(MethodKeys())
+        values = self.recipe.to_dict()
+        return [name for name in UNUSED_KEYS if values[name] != defaults[name]]
+
+
+class ProbeLearner:
+    """Computes the features of every image once and fits a classifier to them."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.evaluation = setup, setup.datasets.evaluation
+        self.resumed = False
+        self.classifier: LogisticRegression | None = None
+        self.features: dict[str, torch.Tensor] = {}
+        self.metrics: dict[str, Any] = {}
+
+    def train(self) -> None:
+        """Compute the features, or map them from the cache, and fit the classifier."""
+        start = time.perf_counter()
+        train, evaluation = self._compute_features()
+        features_end = time.perf_counter()
+        costs = [f.seconds_from_nothing for f in (train, *evaluation.values())]
+        labels = cast(np.ndarray, self.setup.datasets.train.labels)
+        device = self.setup.arguments.device
+        values = torch.from_numpy(np.array(train.values)).flatten(0, 1).to(device)
+        all_labels = torch.from_numpy(np.tile(labels, len(train.values))).to(device)
+        classes = head(self.setup.model)[1].out_features
+        self.classifier = fit_logistic_regression(
+            values, all_labels, classes, seed=self.setup.recipe.seed
+        )
+        fit_end = time.perf_counter()
+        self.features = {
+            name: torch.from_numpy(np.array(f.values[0])) for name, f in evaluation.items()
         }
+        self.metrics = {
+            "features_runtime": features_end - start,
+            "features_runtime_from_nothing": None if None in costs else sum(cast(Any, costs)),
+            "train_runtime": fit_end - features_end,
+            "probe_strength": self.classifier.strength,
+            "probe_scores": self.classifier.scores,
+        }
+        if "test" in evaluation and self.setup.arguments.should_save:
+            test_labels = cast(np.ndarray, self.evaluation["test"].labels)
+            self.metrics["knn_accuracy"] = knn_accuracy(
+                train.values[0], labels, evaluation["test"].values[0], test_labels
+            )
 
-    def model_inputs(
-        self, batch: dict[str, torch.Tensor], device: torch.device
-    ) -> dict[str, torch.Tensor]:
-        """The batch as it is, on `device`."""
-        return {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+    def _compute_features(self) -> tuple[Features, dict[str, Features]]:
+        """Return the features of train and of each evaluation dataset."""
+        setup, arguments = self.setup, self.setup.arguments
+        train = cast(ImageBatches, setup.datasets.train)
+        views = setup.method.views or 1
+        images = {name: cast(ImageBatches, d) for name, d in self.evaluation.items()}
+        # With one view, the clean images of train that are scored are part of what trains.
+        clean_train = images.pop("train", None) if views == 1 else None
+        total = views * len(train) + sum(map(len, images.values()))
+        quiet = arguments.disable_tqdm or not arguments.should_save
+        with tqdm(total=total, desc="features", unit=" images", disable=quiet) as bar:
+            compute = partial(
+                compute_features,
+                setup.model,
+                cache=cache_folder(),
+                bf16=bool(setup.recipe.training["bf16"]),
+                batch_size=arguments.per_device_eval_batch_size,
+                weights=weights_fingerprint(setup.model),
+                workers=arguments.dataloader_num_workers,
+                progress=bar,
+            )
+            evaluation = {name: compute(batches, views=1) for name, batches in images.items()}
+            train_features = compute(train, views=views)
+        if clean_train is not None:
+            clean = train_features.values[:, : len(clean_train)]
+            evaluation["train"] = Features(clean, 0.0)
+        return train_features, evaluation
 
+    def predict(self, name: str) -> np.ndarray:
+        assert self.classifier is not None
+        device = self.classifier.weight.device
+        return self.classifier.logits(self.features[name].to(device)).cpu().numpy()
 
-class LinearHeads(nn.Module):
-    """K linear classifiers over the same features, trained side by side, each with its own learning
-    rate and weight decay (as DINOv2's linear evaluation does). Features are standardised by the
-    train set's mean and deviation, which fold into the one linear layer that the model is saved
-    with.
+    def results(self) -> dict[str, Any]:
+        return self.metrics
 
-    mean, std: float32 [D].
-    """
-
-    main_input_name = "features"
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, mean: torch.Tensor, std: torch.Tensor, classes: int, count: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-        linears = [nn.Linear(len(mean), classes) for _ in range(count)]
-        for linear in linears:
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
-        self.heads = nn.ModuleList(linears)
-
-    def forward(self, features: torch.Tensor) -> ImageClassifierOutput:
-        """float32 [B, D] -> logits [B, K, C]."""
-        x = (features - self.mean) / self.std
-        linears: Any = self.heads
-        weight = torch.stack([h.weight for h in linears])
-        bias = torch.stack([h.bias for h in linears])
-        return ImageClassifierOutput(logits=torch.einsum("bd,kcd->bkc", x, weight) + bias)
-
-    def write_into(self, linear: nn.Linear, k: int) -> None:
-        """Put head k, standardisation folded in, into the model's own classifier."""
+    def trained_model(self) -> Any:
+        """Return the backbone on the CPU with the classifier as its head."""
+        assert self.classifier is not None
+        model = self.setup.model.cpu()
+        _, linear = head(model)
         with torch.no_grad():
-            chosen: Any = self.heads[k]
-            weight = chosen.weight / self.std
-            linear.weight.copy_(weight)
-            linear.bias.copy_(chosen.bias - weight @ self.mean)
-
-
-def best_of(logits: np.ndarray, labels: np.ndarray, metric: str | None) -> tuple[int, list[float]]:
-    """The best of K heads by `metric_for_best_model` (nll or loss, else accuracy and then nll), and
-    every head's accuracy.
-
-    logits: [n, K, C]; labels: int64 [n].
-    """
-    log_p = torch.from_numpy(logits).double().log_softmax(-1)
-    truth = torch.from_numpy(labels)
-    hits = (log_p.argmax(-1) == truth[:, None]).double().mean(0).tolist()
-    nll = -log_p.gather(-1, truth[:, None, None].expand(-1, log_p.shape[1], 1)).squeeze(-1).mean(0)
-    order = [
-        (-loss,) if metric in ("nll", "loss") else (hit, -loss)
-        for hit, loss in zip(hits, nll.tolist(), strict=True)
-    ]
-    return max(range(len(order)), key=order.__getitem__), hits
-
-
-def head_metrics(
-    metrics: Callable[[EvalPrediction], dict[str, float]],
-    metric: str | None,
-    prediction: EvalPrediction,
-) -> dict[str, float]:
-    """The Trainer's metrics of the head that is best on these labels."""
-    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    best, _ = best_of(logits, labels, metric)
-    return metrics(EvalPrediction(logits[:, best], labels)) | {"best_head": float(best)}
+            linear.weight.copy_(self.classifier.weight)
+            linear.bias.copy_(self.classifier.bias)
+        return model

@@ -1,7 +1,7 @@
-"""What of a backbone trains, at which rate, and what happens to the rest.
+"""Which parameters of a backbone train.
 
-Blocks and projections are found by looking at the model, never by a family's names, so that all of
-it holds across families and library versions.
+Blocks and projections are found by looking at the model, never by a family's names, so this holds
+across families and library versions.
 """
 
 from __future__ import annotations
@@ -12,98 +12,79 @@ from typing import Any
 from torch import nn
 
 from hf_cifar.errors import UserError
-from hf_cifar.methods.lora import with_lora
-from hf_cifar.models.structure import ATTENTION, blocks, head
-from hf_cifar.recipe.fields import MethodKeys
+from hf_cifar.models.structure import ATTENTION, blocks, head_name
 
 
-def adapt(model: nn.Module, keys: MethodKeys, base_name: str) -> nn.Module:
-    """The model (for `lora` a `peft.PeftModel` around it) with `requires_grad` set as `keys.method`
-    says, and the named groups.
+def parameters_from_block(model: nn.Module, first: int) -> list[str]:
+    """Return the names of the parameters of block `first` and of everything that comes after it.
 
-    The head trains unless `freeze_groups` names it. Batch norms whose weights are frozen stay in
-    eval mode, so that their statistics are the pretrained ones. Raises UserError where there is
-    nothing to adapt.
+    With as many as there are blocks, what comes after the last one.
     """
-    name, linear = head(model)
-    if keys.method == "lora":
-        model = with_lora(model, keys, name, base_name)
-    else:
-        model.requires_grad_(keys.method == "full")
-        if keys.method == "partial":
-            _unfreeze_last(model, keys.unfreeze_blocks)
-        linear.requires_grad_(True)
-    for key, trains in (("unfreeze_groups", True), ("freeze_groups", False)):
-        for group in getattr(keys, key) or []:
-            for parameter in _members(model, group, key):
-                parameter.requires_grad_(trains)
-    _keep_frozen_norms(model)
-    return model
+    block_names, last, names = [name for name, _ in blocks(model)], -1, []
+    # Parameters are registered in forward order: embeddings, blocks, what comes after them.
+    for name, _ in model.named_parameters():
+        block = block_of(name, block_names)
+        last = last if block is None else block
+        after_all_blocks = block is None and 0 <= last == len(block_names) - 1
+        if last >= first or after_all_blocks:
+            names.append(name)
+    return names
 
 
-def _unfreeze_last(model: nn.Module, count: int) -> None:
-    found = blocks(model)
-    if count == 0:
-        return
-    if count > len(found):
+def block_of(parameter: str, block_names: list[str]) -> int | None:
+    """Return the position of the block that a parameter is in, or None where it is in none."""
+    return next((i for i, b in enumerate(block_names) if parameter.startswith(f"{b}.")), None)
+
+
+def unfreeze_last_blocks(model: nn.Module, count: int) -> None:
+    """Let the last `count` blocks train, with what follows them. Raises UserError for too many."""
+    total = len(blocks(model))
+    if count > total:
         raise UserError(
-            f"unfreeze_blocks: {count} is more than the {len(found)} blocks that this model has"
+            f"unfreeze_blocks: {count} is more than the {total} blocks that this model has"
         )
-    for name in from_block(model, len(found) - count):
+    for name in parameters_from_block(model, total - count) if count else ():
         model.get_parameter(name).requires_grad_(True)
 
 
-def from_block(model: nn.Module, first: int) -> list[str]:
-    """Names of the parameters of block `first` (of `backbones.blocks`) and of all that comes after
-    it; with as many as there are blocks, of what comes after the last one.
-    """
-    names, last, kept = [name for name, _ in blocks(model)], -1, []
-    for (
-        name,
-        _,
-    ) in (
-        model.named_parameters()
-    ):  # registered in forward order: embeddings, blocks, what comes after them
-        inside = next((i for i, block in enumerate(names) if name.startswith(block + ".")), None)
-        last = last if inside is None else inside
-        if last >= first or (inside is None and 0 <= last == len(names) - 1):
-            kept.append(name)
-    return kept
+def set_group_trains(model: nn.Module, group: str, trains: bool, key: str) -> None:
+    """Let a group of the backbone's parameters train, or not.
 
-
-def _members(model: nn.Module, group: str, key: str) -> list[nn.Parameter]:
-    """The backbone's parameters that a group of `freeze_groups` or `unfreeze_groups` names. Raises
-    UserError with none.
+    group: norms, biases, attention, embeddings or head. key: the recipe key that names the group.
+    Raises UserError where the model has no such parameters.
     """
-    found: list[nn.Parameter] = []
-    top, late = head(model)[0], set(from_block(model, 0))
+    classifier, from_first_block = f"{head_name(model)}.", set(parameters_from_block(model, 0))
+    members = []
     for name, parameter in model.named_parameters():
-        module, _, last = name.rpartition(".")
-        inside = {
+        module, _, kind = name.rpartition(".")
+        in_head = name.startswith(classifier)
+        is_member = {
             "norms": "norm" in type(model.get_submodule(module)).__name__.lower(),
-            "biases": last == "bias",
+            "biases": kind == "bias",
             "attention": re.search(ATTENTION, module) is not None,
-            "embeddings": name not in late,
-            "head": name.startswith(top + "."),
+            "embeddings": name not in from_first_block,
+            "head": in_head,
         }
-        if inside[group] and (group == "head" or not inside["head"]):
-            found.append(parameter)
-    if not found:
+        if is_member[group] and (group == "head" or not in_head):
+            members.append(parameter)
+    if not members:
         raise UserError(f"{key}: {type(model).__name__} has no {group}; leave it out")
-    return found
+    for parameter in members:
+        parameter.requires_grad_(trains)
 
 
-def _keep_frozen_norms(model: nn.Module) -> None:
+def keep_frozen_norms_in_eval_mode(model: nn.Module) -> None:
+    """Keep batch norms whose weights are frozen in eval mode, with the statistics they have.
+
+    The Trainer calls `model.train()` before every step, and a schedule may freeze or unfreeze a
+    norm between two steps, so this is done before every forward pass.
+    """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
-    def to_eval(
-        *_: Any,
-    ) -> (
-        None
-    ):  # `Trainer` calls model.train() before every step; what is frozen may change between two
+    def to_eval_mode(*_: Any) -> None:
         for norm in norms:
-            if not any(p.requires_grad for p in norm.parameters()):
+            if not any(parameter.requires_grad for parameter in norm.parameters()):
                 norm.training = False
 
     if norms:
-        model.register_forward_pre_hook(to_eval)
+        model.register_forward_pre_hook(to_eval_mode)

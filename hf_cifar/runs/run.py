@@ -1,179 +1,148 @@
-"""One run from recipe to run folder: data, backbone, adaptation, training, test, model, metrics,
-plots, card, push.
-"""
+"""One run, from a recipe to a folder that `pipeline` loads."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import dataclasses
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
-from hf_cifar.data.load import load_data
-from hf_cifar.errors import UserError
-from hf_cifar.methods.trainable import adapt
+from hf_cifar.distributed import from_first_process, rank, world_size
+from hf_cifar.files import write_json
+from hf_cifar.methods.base import Setup
+from hf_cifar.methods.table import METHODS
 from hf_cifar.models.flops import forward_flops
-from hf_cifar.models.load import load_backbone
 from hf_cifar.models.structure import describe
+from hf_cifar.objectives.table import find_objective
 from hf_cifar.recipe.load import load_recipe
-from hf_cifar.recipe.recipe import Recipe, public_name
+from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.reporting.model_card import write_card
-from hf_cifar.reporting.plots import write_plots
-from hf_cifar.reporting.provenance import energy_joules
-from hf_cifar.runs.folder import claim_folder, lock_folder, start_over
-from hf_cifar.runs.stages import Heads, Stage, WholeModel
-from hf_cifar.training import checkpoints
-from hf_cifar.training.arguments import training_arguments
-from hf_cifar.training.launch_checks import check_processes
-from hf_cifar.training.precision import fastest, keep_freed_memory
+from hf_cifar.runs.facts import EnergyMeter, run_facts
+from hf_cifar.runs.folder import RunFolder
+from hf_cifar.training.arguments import RunArguments, training_arguments
+from hf_cifar.training.launch_checks import check_processes, meet_after_restart
+from hf_cifar.training.precision import fastest_precision, keep_freed_memory
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: `path` is its folder, `metrics` what metrics.json says."""
+    """A finished run. path: its folder. metrics: what metrics.json says."""
 
     path: Path
     metrics: dict[str, Any]
 
     def pipeline(self, **kwargs: Any) -> Any:
-        """`transformers.pipeline("image-classification")` of the run's model."""
+        """Return `transformers.pipeline("image-classification")` of the run's model."""
         from transformers import pipeline
 
         return pipeline("image-classification", model=str(self.path), **kwargs)
 
 
 def train(recipe: str, *, fresh: bool = False, **overrides: Any) -> Run:
-    """Train what `recipe` (a file or the name of a packaged recipe) says, with any key overridden,
-    and return the run.
+    """Train what a recipe says and return the run.
 
-    A run folder that holds part of the same run is resumed, a finished one is returned as it is;
-    `fresh` starts over.
-    Raises UserError for bad input and trainer.Diverged for a loss that is not finite.
+    A folder that holds a part of the same run is resumed; a finished run is returned as it is.
+
+    recipe: a file or the name of a packaged recipe; any key can be overridden. fresh: start over.
+
+    Raises UserError for bad input, Diverged for a loss that is not finite, Interrupted after a
+    signal.
     """
     loaded = load_recipe(recipe, overrides)
     run = train_recipe(loaded, fresh=fresh)
-    if loaded.training["push_to_hub"] and int(os.environ.get("RANK", "0")) == 0:
+    if loaded.training["push_to_hub"] and rank() == 0:
         from hf_cifar.hub.push import push
 
-        push(
-            run.path,
-            loaded.training["hub_model_id"],
-            private=bool(loaded.training["hub_private_repo"]),
-        )
+        private = bool(loaded.training["hub_private_repo"])
+        push(run.path, loaded.training["hub_model_id"], private=private)
     return run
 
 
 def train_recipe(recipe: Recipe, *, fresh: bool = False) -> Run:
-    """`train` for a recipe that is loaded already. Under `accelerate launch` every process calls
-    it; the first one writes.
+    """Train what a loaded recipe says and return the run, without a push.
+
+    Under a launcher every process calls this, and the first one writes.
     """
-    folder, args = recipe.output_dir, training_arguments(recipe)
-    try:
-        return _one_run(recipe, folder, args, fresh)
-    except Exception as error:
-        if (why := checkpoints.refusal(error)) is None:
-            raise
-        good, _ = checkpoints.last_good(folder / "checkpoints")
-        again = (
-            f"which goes on from {good.name}"
-            if good
-            else "which begins anew: there is no checkpoint yet"
-        )
-        raise UserError(
-            f"output_dir: {folder} takes no more ({why}); make room and start the same command, {again}"
-        ) from None
+    start_processes(recipe)
+    with RunFolder.claim(recipe, fresh) as folder:
+        metrics = folder.finished_metrics()
+        if metrics is not None:
+            log.info("%s: finished before; --fresh trains it anew", folder.path)
+            return Run(folder.path, metrics)
+        energy = EnergyMeter()
+        setup = set_up(folder.recipe)  # data, backbone, method and objective on their device
+        folder.write_recipe(setup.recipe)
+        setup.objective.check_report()  # a class name that a plot can't draw is an error now
+        learner = setup.method.learner(setup)
+        learner.train()  # or resume
+        outputs = {name: learner.predict(name) for name in learner.evaluation}
+        metrics = {"run_name": folder.path.name} | setup.objective.score(outputs)
+        metrics |= learner.results() | run_facts(setup) | energy.facts(learner.resumed)
+        model = learner.trained_model()
+        if setup.arguments.should_save:
+            setup.objective.finish_model(model)
+            with folder.writing() as aside:
+                setup.method.save(model, aside)
+                setup.backbone.processor.save_pretrained(aside)
+                write_json(aside / "metrics.json", metrics)
+                setup.objective.report(aside, metrics)
+                write_card(aside)
+        return Run(folder.path, metrics)
 
 
-def _one_run(recipe: Recipe, folder: Path, args: TrainingArguments, fresh: bool) -> Run:
-    if (suspicious := check_processes(args.world_size)) is not None:
-        log.warning("%s", suspicious)
-    with lock_folder(folder) if args.should_save else contextlib.nullcontext():
-        if args.should_save:
-            if fresh:
-                start_over(folder)
-            recipe = claim_folder(folder, recipe, fresh)
-        if _agreed((folder / "metrics.json").is_file(), args):
-            log.info("%s: finished before; --fresh trains it anew", folder)
-            try:
-                metrics = json.loads((folder / "metrics.json").read_text())
-            except ValueError as error:
-                raise UserError(
-                    f"{folder}: metrics.json is damaged ({error}); remove it and start the same command"
-                ) from None
-            if args.should_save and not (folder / "README.md").is_file():
-                write_card(folder)
-            return Run(folder, metrics)
-        return _train(recipe, args)
+def start_processes(recipe: Recipe) -> RunArguments:
+    """Let the processes of a run meet, and return its TrainingArguments as far as they are known.
 
-
-def _agreed(value: Any, args: TrainingArguments) -> Any:
-    """The first process's value, on every process."""
-    return broadcast_object_list([value])[0] if args.world_size > 1 else value
-
-
-def prepare(recipe: Recipe, args: TrainingArguments) -> Stage:
-    """Data, backbone and adaptation on the device, in the precision and layout that are fastest
-    there, ready to train.
-
-    Writes precision and layout into the recipe. Raises UserError for bad input.
+    Raises UserError for keys that they refuse, before anything is loaded, and for a launcher that
+    started fewer processes than it was asked for.
     """
-    set_seed(recipe.seed)
-    if args.device.type == "cpu":
+    training = recipe.training
+    backend = training.get("ddp_backend") or ("gloo" if training.get("use_cpu") else None)
+    meet_after_restart(backend, training.get("ddp_timeout") or 1800)
+    arguments = training_arguments(recipe, find_objective(recipe.objective).checkpoint_metrics)
+    if (warning := check_processes(world_size())) is not None:
+        log.warning("%s", warning)
+    return arguments
+
+
+def set_up(recipe: Recipe) -> Setup:
+    """Return data, backbone, method and objective on their device, ready to train in the precision
+    and memory layout that are fastest there.
+
+    Raises UserError for bad input.
+    """
+    objective_type = find_objective(recipe.objective)
+    device = training_arguments(recipe, objective_type.checkpoint_metrics).device
+    if device.type == "cpu":
         keep_freed_memory()
-    data = load_data(recipe)
-    for line in data.messages:
-        log.info("%s", line)
-    backbone = load_backbone(recipe, data.label_names)
-    model = adapt(backbone.model, recipe, public_name(recipe.model_name_or_path))
+    set_seed(recipe.seed)
+    objective = objective_type(recipe)  # what is learned: data, loss, metrics
+    method = METHODS[recipe.method](recipe)  # which weights train, and what is saved of them
+    backbone = objective.load_backbone()
+    model = method.prepare(backbone.model)
     log.info("%s", describe(model))
-    model.to(args.device)
-    asked = recipe.training["bf16"], recipe.channels_last
-    found = fastest(model, backbone.image_size, args.device, *asked)
-    recipe.training["bf16"], recipe.channels_last, why = _agreed(
-        found, args
-    )  # measured: each process would find its own
-    log.info("speed: %s", why)
-    if recipe.training["bf16"] and recipe.method != "linear":
-        args.bf16, args.mixed_precision = True, "bf16"
-    flops = forward_flops(model, backbone.image_size, args.device)
-    return (Heads if recipe.method == "linear" else WholeModel)(
-        recipe, args, data, backbone, model, flops
+    model.to(device)
+
+    precision, reason = from_first_process(  # it is measured: each process would find its own
+        fastest_precision(
+            model,
+            backbone.image_size,
+            device,
+            bf16=False if recipe.training.get("fp16") else recipe.training["bf16"],
+            channels_last=recipe.channels_last,
+        )
     )
-
-
-def _train(recipe: Recipe, args: TrainingArguments) -> Run:
-    folder = recipe.output_dir
-    joules = (
-        energy_joules(args.device) if args.world_size == 1 else None
-    )  # one process sees one device's counter
-    stage = prepare(recipe, args)
-    if args.should_save:
-        (folder / "recipe.yaml.part").write_text(recipe.to_yaml())
-        (folder / "recipe.yaml.part").replace(folder / "recipe.yaml")
-    trainer = stage.trainer()
-    metrics = stage.fit(trainer)
-    used = energy_joules(args.device)
-    metrics["energy_kwh"] = None
-    if (
-        joules is not None and used is not None and trainer.carry.resume_from is None
-    ):  # of a resumed run a part is not known
-        metrics["energy_kwh"] = (used - joules) / 3.6e6
-    trainer.gather()
-    if not args.should_save:
-        return Run(folder, metrics)
-    stage.save_model(trainer)
-    (folder / "metrics.json.part").write_text(json.dumps(metrics, indent=1))
-    write_plots(folder, metrics, stage.pictures)
-    left = [p for p in (*folder.iterdir(), *folder.glob("adapter/*")) if p.is_file()]
-    checkpoints.sync(*left)  # metrics.json says that all of it is there
-    (folder / "metrics.json.part").replace(folder / "metrics.json")
-    write_card(folder)
-    return Run(folder, metrics)
+    log.info("speed: %s", reason)
+    training = recipe.training | {"bf16": precision.bf16}
+    recipe = dataclasses.replace(recipe, training=training, channels_last=precision.channels_last)
+    arguments = training_arguments(recipe, objective.checkpoint_metrics, objective.workers)
+    datasets = objective.datasets(
+        backbone, model, device, channels_last=precision.channels_last, views=method.views
+    )
+    flops = forward_flops(model, backbone.image_size, device)
+    return Setup(recipe, arguments, objective, method, backbone, model, datasets, flops)

@@ -5,18 +5,33 @@ from __future__ import annotations
 import ctypes
 import platform
 import time
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+MIN_GAIN = 1.05  # a speed below this does not pay for leaving float32 and contiguous images
+
+
+class Precision(NamedTuple):
+    """How a model computes: autocast to bfloat16 or float32, channels-last images or contiguous."""
+
+    bf16: bool
+    channels_last: bool
+
+    def __str__(self) -> str:
+        name = "bfloat16 autocast" if self.bf16 else "float32"
+        return f"{name}, channels last" if self.channels_last else name
+
 
 def keep_freed_memory() -> None:
-    """On a CPU, let the allocator keep what a step frees instead of giving it back to the kernel
-    and faulting it in again at
-    the next step: a forward pass of EfficientNet-Lite0 at 192 px took 1.7 million page faults in
-    four batches without this and none with it, a third of its time. Only glibc has these switches
-    (mallopt(3)).
+    """Let the CPU's allocator keep what a step frees, instead of returning it to the kernel and
+    faulting it in again at the next step.
+
+    A forward pass of EfficientNet-Lite0 at 192 px took 1.7 million page faults in four batches
+    without this and none with it: a third of its time. Only glibc has these switches (mallopt(3)).
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -27,8 +42,8 @@ def keep_freed_memory() -> None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices itself (CUDA from Ampere on; CPUs with AMX
-    or AVX512-BF16).
+    """Return whether the hardware multiplies bfloat16 matrices itself: CUDA from Ampere on, CPUs
+    with AMX or AVX512-BF16.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
@@ -41,68 +56,74 @@ def has_bf16(device: torch.device) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def fastest(
+def fastest_precision(
     model: nn.Module,
     image_size: int,
     device: torch.device,
-    bf16: bool | None,
-    channels_last: bool | None,
-) -> tuple[bool, bool, str]:
-    """(autocast to bfloat16, channels-last images, why): what is quickest for this model here. What
-    is not None stays.
+    *,
+    bf16: bool | None = None,
+    channels_last: bool | None = None,
+) -> tuple[Precision, str]:
+    """Return the fastest way to compute `model` on `device`, and the reason for the log.
 
-    On a GPU the answer is known. On a CPU it is measured, forward and (where anything trains)
-    backward, on one to eight
-    images, best of three in turn: small models lose in bfloat16; a step of ResNet-18 with 64 images
-    of 96 px took one core 2.04 s in float32, 1.15 in bfloat16, 1.04 with channels last as well and
-    2.83 with that alone. The plain way is left only for a gain of 5 %. The model's parameters,
-    gradients and mode stay as they were.
+    bf16, channels_last: fix that part of the choice; None leaves it open.
+
+    On a GPU the answer is known. On a CPU it is measured, because small models lose in bfloat16,
+    and channels last alone can be slower than neither: a step of ResNet-18 with 64 images of 96 px
+    took one core 2.04 s in float32, 1.15 s in bfloat16, 1.04 s with channels last as well and
+    2.83 s with channels last alone. The model's parameters, gradients and mode stay as they were.
     """
-    convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
-    layouts = [False, True] if convolutions > 1 else [False]  # a lone patch embedding gains nothing
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    layouts = [False, True] if convolutions > 1 else [False]  # one patch embedding gains nothing
     if device.type != "cpu":
-        chosen = (
+        precision = Precision(
             has_bf16(device) if bf16 is None else bf16,
             layouts[-1] if channels_last is None else channels_last,
         )
-        return *chosen, f"{_way(*chosen)}: what this {device.type} device is built for"
-    precisions = [False, True] if has_bf16(device) else [False]
-    ways = [
-        (p, c)
-        for p in (precisions if bf16 is None else [bf16])
-        for c in (layouts if channels_last is None else [channels_last])
+        return precision, f"{precision}: what this {device.type} device is built for"
+    choices = [
+        Precision(*choice)
+        for choice in product(
+            ([False, True] if has_bf16(device) else [False]) if bf16 is None else [bf16],
+            layouts if channels_last is None else [channels_last],
+        )
     ]
-    if len(ways) == 1:
-        return *ways[0], _way(*ways[0])
-    mode = model.training
-    model.eval()  # batch norms and dropout must not notice
-    trained = [p for p in model.parameters() if p.requires_grad]
+    if len(choices) == 1:
+        return choices[0], str(choices[0])
+    seconds = _seconds_per_pass(model, image_size, choices)
+    plain, quickest = choices[0], min(choices, key=seconds.__getitem__)
+    choice = quickest if seconds[plain] > MIN_GAIN * seconds[quickest] else plain
+    speeds = ", ".join(f"{other} {seconds[plain] / seconds[other]:.2f}" for other in choices)
+    return choice, f"{choice}: measured speeds on this CPU: {speeds}"
 
-    def seconds(way: tuple[bool, bool], count: int) -> float:
+
+def _seconds_per_pass(
+    model: nn.Module, image_size: int, choices: list[Precision]
+) -> dict[Precision, float]:
+    """Return the least of up to three times of a pass on one to eight images, for each choice.
+
+    A pass goes backward too if anything trains.
+    """
+    mode = model.training
+    model.eval()  # the pass must not change the statistics of batch norms
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def seconds(precision: Precision, count: int) -> float:
         images = torch.zeros(count, 3, image_size, image_size)
-        images = images.contiguous(memory_format=torch.channels_last) if way[1] else images
-        began = time.perf_counter()
+        if precision.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        start = time.perf_counter()
         with (
             torch.set_grad_enabled(bool(trained)),
-            torch.autocast("cpu", torch.bfloat16, enabled=way[0]),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision.bf16),
         ):
             logits = model(pixel_values=images).logits
         if trained:
             torch.autograd.grad(logits.float().sum(), trained, allow_unused=True)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
-    first = seconds(ways[-1], 1)
+    first = seconds(choices[-1], 1)
     count, rounds = (8, 3) if first < 0.5 else (1, 3 if first < 2 else 1)
-    times = [[seconds(way, count) for way in ways] for _ in range(rounds)]
+    times = [[seconds(precision, count) for precision in choices] for _ in range(rounds)]
     model.train(mode)
-    best = dict(zip(ways, map(min, zip(*times, strict=True)), strict=True))
-    quickest = min(ways, key=best.__getitem__)
-    chosen = quickest if best[quickest] * 1.05 < best[ways[0]] else ways[0]
-    others = ", ".join(f"{_way(*way)} {best[ways[0]] / best[way]:.2f}" for way in ways)
-    return *chosen, f"{_way(*chosen)}: measured speeds on this CPU: {others}"
-
-
-def _way(bf16: bool, channels_last: bool) -> str:
-    return ("bfloat16 autocast" if bf16 else "float32") + (
-        ", channels last" if channels_last else ""
-    )
+    return dict(zip(choices, map(min, zip(*times, strict=True)), strict=True))

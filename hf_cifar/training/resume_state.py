@@ -1,4 +1,4 @@
-"""What a resumed run needs beyond the Trainer's own state."""
+"""What a resumed run needs beyond the state that the Trainer itself saves."""
 
 from __future__ import annotations
 
@@ -9,68 +9,76 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_cifar.files import write_json
+
 if TYPE_CHECKING:
     from hf_cifar.training.trainer import CifarTrainer
 
-FILE = "carried.json"
-
 
 class ResumeState(TrainerCallback):
-    """Carries over a resume what the Trainer itself starts anew: the loss summed since the last
-    log, the clock, the average of the weights, how long nothing got better; and that there is
-    nothing left to train.
+    """Restore on resume what the Trainer starts anew: the loss summed since the last log, the
+    clock, the average of the weights and the count of early stopping.
+
+    The Trainer's own `restore_callback_states_from_checkpoint` would restore the count, but also
+    the control state of the moment: a run stopped by a signal would stop again at once.
+
+    checkpoint: the checkpoint to resume from, or None.
     """
 
     def __init__(self, trainer: CifarTrainer) -> None:
-        self.trainer, self.seconds_before, self.began = trainer, 0.0, time.perf_counter()
-        self.resume_from: Path | None = None
+        self.trainer = trainer
+        self.checkpoint: Path | None = None
+        self.seconds_before, self.start = 0.0, time.perf_counter()
 
     def save(self, folder: Path) -> None:
-        t = self.trainer
+        """Write the state of this process into a checkpoint's folder."""
+        trainer, stopping = self.trainer, self.trainer.early_stopping
         values = {
-            "tr_loss": float(t._tr_loss).hex(),
-            "total_loss": float(t._total_loss_scalar).hex(),
-            "last_logged": t._globalstep_last_logged,
+            "tr_loss": float(trainer._tr_loss).hex(),
+            "total_loss": float(trainer._total_loss_scalar).hex(),
+            "last_logged": trainer._globalstep_last_logged,
             "seconds": self.seconds(),
-            "without_gain": t.early_stopping.early_stopping_patience_counter
-            if t.early_stopping
-            else 0,
+            "evaluations_without_gain": stopping.early_stopping_patience_counter if stopping else 0,
         }
-        path = folder / (
-            FILE if t.args.process_index == 0 else f"carried-{t.args.process_index}.json"
-        )
-        path.write_text(json.dumps(values))
+        write_json(self._path(folder), values)
 
     def seconds(self) -> float:
-        return self.seconds_before + time.perf_counter() - self.began
+        """Return the seconds of training up to now, those before a resume included."""
+        return self.seconds_before + time.perf_counter() - self.start
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
     ) -> None:
-        self.began = time.perf_counter()
-        if self.resume_from is None:
+        self.start = time.perf_counter()
+        if self.checkpoint is None:
             return
-        if (
-            state.best_model_checkpoint
-        ):  # the run folder may have been moved, or is named from another place
-            state.best_model_checkpoint = str(
-                self.trainer.root / Path(state.best_model_checkpoint).name
-            )
-        path = self.resume_from / (
-            FILE if args.process_index == 0 else f"carried-{args.process_index}.json"
-        )
-        if path.is_file():
-            t, values = self.trainer, json.loads(path.read_text())
-            t._tr_loss.fill_(float.fromhex(values["tr_loss"]))
-            t._total_loss_scalar = float.fromhex(values["total_loss"])
-            t._globalstep_last_logged, t._initial_global_step = values["last_logged"], 0
-            self.seconds_before = values["seconds"]
-            if (stopping := t.early_stopping) is not None:
-                stopping.early_stopping_patience_counter = values["without_gain"]
-                control.should_training_stop = (
-                    values["without_gain"] >= stopping.early_stopping_patience
-                )
+        if state.best_model_checkpoint:  # the run folder may have moved since
+            best = self.trainer.root / Path(state.best_model_checkpoint).name
+            state.best_model_checkpoint = str(best)
+        if self._path(self.checkpoint).is_file():
+            self._restore(json.loads(self._path(self.checkpoint).read_text()), control)
         if self.trainer.average is not None:
-            self.trainer.average.load(self.resume_from)
+            self.trainer.average.load(self.checkpoint)
         if state.global_step >= state.max_steps:
             control.should_training_stop = True
+
+    def _restore(self, values: dict[str, Any], control: TrainerControl) -> None:
+        trainer, stopping = self.trainer, self.trainer.early_stopping
+        trainer._tr_loss.fill_(float.fromhex(values["tr_loss"]))
+        trainer._total_loss_scalar = float.fromhex(values["total_loss"])
+        trainer._globalstep_last_logged = values["last_logged"]
+        trainer._initial_global_step = 0
+        self.seconds_before = values["seconds"]
+        if stopping is not None:
+            stopping.early_stopping_patience_counter = values["evaluations_without_gain"]
+            control.should_training_stop = (
+                values["evaluations_without_gain"] >= stopping.early_stopping_patience
+            )
+
+    def _path(self, folder: Path) -> Path:
+        process = self.trainer.args.process_index
+        return folder / ("resume_state.json" if process == 0 else f"resume_state-{process}.json")

@@ -1,5 +1,5 @@
-"""What FSDP2 and ZeRO need beyond accelerate: which modules are gathered at a time, and one whole
-model at the end.
+"""What FSDP2 and ZeRO need beyond accelerate: the modules to gather at a time, and one whole model
+when training is over.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from hf_cifar.models.structure import blocks
 
 
 def wrap_classes(model: nn.Module) -> list[str]:
-    """Class names of the model's blocks: what is gathered at a time.
+    """Return the class names of the model's blocks: what is gathered at a time.
 
     transformers' own lists (`_no_split_modules`) name whole stages of Swin and ConvNeXt, and ViT's
-    embeddings, of which accelerate (1.15) then shards a part twice and fails.
+    embeddings, a part of which accelerate (1.15) then shards twice and fails.
     """
     return sorted({type(block).__name__ for _, block in blocks(model)})
 
 
 def empty_copy(model: nn.Module) -> Any:
-    """The same model with parameters that take no memory, to be filled when training is over; made
-    before it is sharded.
+    """Return the same model with parameters that take no memory, to be filled after training.
+
+    Make it before the model is sharded.
     """
     empty = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, empty)
 
 
-def gathered(model: nn.Module) -> dict[str, Any]:
-    """The whole state of a sharded model, on the CPU of the first process and empty on the others.
-    Every process calls it.
+def gathered_state(model: nn.Module) -> dict[str, Any]:
+    """Return the whole state of a sharded model on the CPU of the first process, and an empty one
+    in the others. Every process must call this.
     """
-    return get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(model, options=options)

@@ -6,87 +6,74 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl
 
-RELAYED = 2.0  # seconds in which a launcher passes on a signal
+RELAYED = 2.0  # seconds within which a launcher passes a signal on
 
 
-class Interrupted(Exception):
-    """SIGTERM or SIGINT came. `signal` is its number; newest: name of the newest checkpoint, if
-    there is one.
-    """
+class StopOnSignal(TrainerCallback):
+    """Stop at a checkpoint on SIGTERM or SIGINT; a second signal ends the process at once.
 
-    def __init__(self, number: int, newest: str | None) -> None:
-        kept = (
-            f"{newest} is saved; the same command goes on from there"
-            if newest
-            else "there is no checkpoint to go on from"
-        )
-        super().__init__(f"{signal.Signals(number).name}: {kept}")
-        self.signal = number
+    Under a launcher, a signal within RELAYED seconds of the first is the same one: Slurm or the
+    terminal and the launcher each send it.
 
-
-class Interrupt(TrainerCallback):
-    """On SIGTERM or SIGINT: a checkpoint at the next step, then out. A second signal leaves at
-    once; but under a launcher what comes within RELAYED seconds is the first once more, from Slurm
-    or the terminal and from the launcher.
+    number: of the signal that came, or None.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self.came, self.before = 0.0, dict[int, Any]()
-        self.told: tuple[torch.Tensor, Any] | None = (
-            None  # the greatest of all processes' numbers, and when it is there
-        )
+        self.time = 0.0
+        # The highest number of all processes, and a CUDA event that says when it has arrived.
+        self.pending: tuple[torch.Tensor, Any] | None = None
 
-    def listen(self) -> None:
-        """Begin to catch the signals; only a process's main thread can."""
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals while the block runs; only a process's main thread can."""
+        previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.before[number] = signal.signal(number, self._came)
+            for stop in (signal.SIGTERM, signal.SIGINT):
+                previous[stop] = signal.signal(stop, self._handle)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
-    def leave(self) -> None:
-        """Give the signals back."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.before.clear()
-
-    def _came(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, frame: Any) -> None:
         if self.number is None:
-            self.number, self.came = number, time.monotonic()
-        elif "RANK" not in os.environ or time.monotonic() - self.came > RELAYED:
-            signal.signal(
-                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            )
+            self.number, self.time = number, time.monotonic()
+        elif "RANK" not in os.environ or time.monotonic() - self.time > RELAYED:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
             signal.raise_signal(number)
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        if (
-            args.world_size > 1
-        ):  # the processes must leave at the same step, whichever was told first
-            agreed = self._ask(args.device)
-            if agreed and self.number is None:
-                self.number, self.came = agreed, time.monotonic()
-        else:
-            agreed = self.number or 0
-        if agreed:
+        number = self.number or 0
+        if args.world_size > 1:  # all processes must stop at the same step
+            number = self._highest_number(args.device)
+            if number and self.number is None:
+                self.number, self.time = number, time.monotonic()
+        if number:
             control.should_save = control.should_training_stop = True
 
-    def _ask(self, device: torch.device) -> int:
-        """What the processes said a step ago, so that the host waits for no more than that step's
-        end.
+    def _highest_number(self, device: torch.device) -> int:
+        """Return what the processes agreed on a step ago, so that the host waits for no more than
+        the end of that step.
         """
-        before, arrived = self.told or (torch.zeros((), dtype=torch.int64), None), None
+        previous, arrived = self.pending or (torch.zeros((), dtype=torch.int64), None)
         number = torch.full((), self.number or 0, device=device)
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
         number = number.to("cpu", non_blocking=True)
+        event = None
         if device.type == "cuda":
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self.told = number, arrived
-        if before[1] is not None:
-            before[1].synchronize()
-        return int(before[0])
+            event = torch.cuda.Event()
+            event.record()
+        self.pending = number, event
+        if arrived is not None:
+            arrived.synchronize()
+        return int(previous)

@@ -1,86 +1,84 @@
 """The Trainer, overridden where it must be: batches become model inputs on the device, images come
-in an order drawn from (seed, epoch), parameters are grouped, and a checkpoint appears whole or not
-at all.
+in an order drawn from (seed, epoch), and a checkpoint appears whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from peft import PeftModel
-from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_cifar.data.batches import TicketSampler, whole_batch
-from hf_cifar.errors import UserError
+from hf_cifar.data.batches import BatchDataset, TicketSampler, whole_batch
+from hf_cifar.errors import Diverged, UserError
 from hf_cifar.training import checkpoints
 from hf_cifar.training.muon import MuonWithFallback
 from hf_cifar.training.resume_state import ResumeState
-from hf_cifar.training.sharding import empty_copy, gathered, wrap_classes
+from hf_cifar.training.sharding import empty_copy, gathered_state, wrap_classes
 from hf_cifar.training.weight_average import WeightAverage
 
-log = logging.getLogger(__name__)
 
+class Loss(Protocol):
+    """The loss of a batch, as `compute_loss_func` of the Trainer takes it."""
 
-class Diverged(Exception):
-    """The loss was not finite. The message names the step, the learning rate and the last good
-    checkpoint.
-    """
+    def __call__(
+        self, outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor: ...
 
 
 class CifarTrainer(Trainer):
-    """`Trainer` for datasets that return whole batches (`batches.ImageBatches`,
-    `features.FeatureBatches`).
+    """The `Trainer` for datasets that return whole batches (`data.batches.BatchDataset`).
 
-    parameter_groups: what the optimizer gets, made when it is created.
-    flops_per_image: forward FLOPs; training is counted as three times that.
-    average: of the weights, which is then what is evaluated.
+    loss: see `Loss`. parameter_groups: a model -> the groups of its optimizer, made when the
+    optimizer is. forward_flops: of one image of `image_size` pixels a side. keep_checkpoints: how
+    many checkpoints stay on disk; None for all. drop_last: leave out the images of an epoch that
+    fill no whole update. average: of the weights; it is evaluated in their place.
     """
 
     def __init__(
         self,
         *,
+        loss: Loss,
         parameter_groups: Callable[[torch.nn.Module], list[dict[str, Any]]],
-        flops_per_image: float,
+        forward_flops: float,
+        image_size: int,
         keep_checkpoints: int | None,
+        drop_last: bool,
         average: WeightAverage | None = None,
         **kwargs: Any,
     ) -> None:
-        self.parameter_groups = parameter_groups
-        self.flops_per_image, self.keep_checkpoints = flops_per_image, keep_checkpoints
-        self.label_smoothing = kwargs["args"].label_smoothing_factor
-        kwargs[
-            "args"
-        ].label_smoothing_factor = (
-            0.0  # ours is summed over the accumulated batch; the Trainer's is not
-        )
-        self.images, self.root = kwargs["train_dataset"], Path(kwargs["args"].output_dir)
-        super().__init__(**kwargs, data_collator=whole_batch, compute_loss_func=self._loss)
-        own: Any = self.model
+        self.loss, self.parameter_groups = loss, parameter_groups
+        self.forward_flops, self.image_size = forward_flops, image_size
+        self.keep_checkpoints, self.drop_last = keep_checkpoints, drop_last
+        self.batches: BatchDataset = kwargs["train_dataset"]
+        self.root = Path(kwargs["args"].output_dir)
+        self.output_dir = self.root  # of the checkpoint that is being written
+        super().__init__(**kwargs, data_collator=whole_batch, compute_loss_func=self._watched_loss)
+        model: Any = self.model
         self.unsharded: Any = None
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             if average is not None:
                 raise UserError(
-                    "ema_decay: FSDP and DeepSpeed split the weights that it averages; launch with DDP"
+                    "ema_decay: FSDP and DeepSpeed split the weights that it averages;"
+                    " launch with DDP"
                 )
-            self.unsharded = empty_copy(own)
-        if (
-            self.is_fsdp_enabled
-            and (plugin := self.accelerator.state.fsdp_plugin).transformer_cls_names_to_wrap is None
-        ):
-            plugin.transformer_cls_names_to_wrap = wrap_classes(own)
+            self.unsharded = empty_copy(model)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            if plugin.transformer_cls_names_to_wrap is None:
+                plugin.transformer_cls_names_to_wrap = wrap_classes(model)
         self.first_bad_step = torch.full((), -1, device=self.args.device)
-        self.evaluating: Any = None  # the dataset that is being evaluated
-        self.add_callback(ResumeState(self))
+        self.evaluated: Any = None  # the dataset that is being evaluated
+        self.resume_state = ResumeState(self)
+        self.add_callback(self.resume_state)
         self.average = average
         if average is not None:
             self.add_callback(average)
@@ -88,75 +86,59 @@ class CifarTrainer(Trainer):
     # ---- data ----
 
     def _get_train_sampler(self, train_dataset: Any = None) -> TicketSampler:
-        # Of whole updates: the Trainer counts each process's batches, and would make an epoch
-        # longer on one than on two.
+        # An epoch is cut to whole updates of all processes together: the Trainer counts each
+        # process's own batches, and would make an epoch longer on one process than on two.
         update = (
             self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         )
-        whole = update if self.args.dataloader_drop_last else 1
+        multiple = update if self.drop_last else 1
         return TicketSampler(
-            len(self.images), self.args.seed, lambda: int(self.state.epoch or 0), whole
+            len(self.batches), self.args.seed, lambda: int(self.state.epoch or 0), multiple
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        self.evaluating = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self._whole(super().get_eval_dataloader, eval_dataset)
+        self.evaluated = self.eval_dataset if eval_dataset is None else eval_dataset
+        return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
-        self.evaluating = test_dataset
-        return self._whole(super().get_test_dataloader, test_dataset)
-
-    def _whole(self, make: Callable, dataset: Any) -> torch.utils.data.DataLoader:
-        """A loader that keeps its last, smaller batch: `dataloader_drop_last` would take it from
-        evaluation as well.
-        """
-        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return make(dataset)
-        finally:
-            self.args.dataloader_drop_last = drop
+        self.evaluated = test_dataset
+        return super().get_test_dataloader(test_dataset)
 
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         model: Any = self.model
-        dataset = self.images if model.training else self.evaluating
+        dataset = self.batches if model.training else self.evaluated
         return dataset.model_inputs(super()._prepare_inputs(inputs), self.args.device)
 
     # ---- loss ----
 
-    def _loss(
-        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+    def _watched_loss(
+        self, outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Cross-entropy in float32 over the whole accumulated batch; for K heads side by side, [B,
-        K, C], their sum.
+        """Return the loss, and note on the device the first training step where it is not finite.
 
-        labels: int64 [B], or float32 [B, C], the shares of mixed images.
+        The note is read at the next log, so that no step waits for the device.
         """
-        logits = outputs["logits"].float()
-        if logits.ndim == 3:
-            logits, labels = logits.transpose(1, 2), labels[:, None].expand(-1, logits.shape[1])
-        smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.0
-        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-        loss = loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-        if (
-            torch.is_grad_enabled()
-        ):  # noted on the device and read at the next log, so that no step waits for it
+        loss = self.loss(outputs, labels, num_items_in_batch)
+        if torch.is_grad_enabled():
             bad = ~torch.isfinite(loss.detach()) & (self.first_bad_step < 0)
             self.first_bad_step.masked_fill_(bad, self.state.global_step + 1)
         return loss
 
     def stop_if_diverged(self) -> None:
+        """Raise Diverged if the loss of a step up to now was not finite."""
         step = int(self.first_bad_step)
-        if step >= 0:
-            good, _ = checkpoints.last_good(self.root)
-            rate = (
-                self.lr_scheduler.get_last_lr()[0] if self.lr_scheduler else self.args.learning_rate
-            )
-            kept = (
-                f"the last good checkpoint is {good.name}" if good else "there is no checkpoint yet"
-            )
-            raise Diverged(
-                f"the loss was not finite at step {step} (learning rate {rate:.3g}); {kept}; lower `learning_rate`"
-            )
+        if step < 0:
+            return
+        checkpoint, _ = checkpoints.last_good(self.root)
+        schedule = self.lr_scheduler
+        rate = float(schedule.get_last_lr()[0]) if schedule else self.args.learning_rate
+        saved = "there is no checkpoint yet"
+        if checkpoint:
+            saved = f"the last good checkpoint is {checkpoint.name}"
+        raise Diverged(
+            f"the loss was not finite at step {step} (learning rate {rate:.3g}); {saved};"
+            " lower `learning_rate`"
+        )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self.stop_if_diverged()
@@ -171,42 +153,34 @@ class CifarTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Several processes score one model, and every sample once."""
-        several, model = self.args.world_size > 1, cast(torch.nn.Module, self.model)
-        for buffer in model.buffers() if several else ():
-            if (
-                buffer.is_floating_point()
-            ):  # DDP makes batch norms alike before each step, and the last one parts them again
-                torch.distributed.broadcast(buffer, 0)
-        found = super().evaluation_loop(
+        """Score one and the same model in all processes, and every sample once."""
+        several = self.args.world_size > 1
+        if several:
+            # DDP syncs BatchNorm buffers before each step, so they differ after the last one.
+            for buffer in cast(torch.nn.Module, self.model).buffers():
+                if buffer.is_floating_point():
+                    torch.distributed.broadcast(buffer, 0)
+        output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        if (
-            several and found.metrics is not None
-        ):  # the mean of each batch is gathered, with the samples that fill the last
-            logits, labels = (
-                torch.from_numpy(np.asarray(a)) for a in (found.predictions, found.label_ids)
-            )
+        if several and output.metrics is not None:
+            # The Trainer averages the batches' losses, with the samples that pad the last batch.
+            predictions = torch.from_numpy(np.asarray(output.predictions))
+            labels = torch.from_numpy(np.asarray(output.label_ids))
             with torch.no_grad():
-                found.metrics[f"{metric_key_prefix}_loss"] = float(
-                    self._loss({"logits": logits}, labels)
-                )
-        return found
+                loss = self.loss({"logits": predictions}, labels)
+            output.metrics[f"{metric_key_prefix}_loss"] = float(loss)
+        return output
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             self.stop_if_diverged()
-        heads = len(
-            getattr(self.model, "heads", [1])
-        )  # several side by side: their sum trains, their mean is told
-        logs |= {k: logs[k] / heads for k in ("loss", "eval_loss", "train_loss") if k in logs}
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        share = (
-            (inputs["size"] / self.images.transforms.image_size) ** 2 if "size" in inputs else 1.0
-        )
-        return int(3 * self.flops_per_image * len(inputs["labels"]) * share)
+        """Return the operations of one training step: three times those of its forward pass."""
+        scale = (inputs["size"] / self.image_size) ** 2 if "size" in inputs else 1.0
+        return int(3 * self.forward_flops * len(inputs["labels"]) * scale)
 
     # ---- optimizer ----
 
@@ -214,93 +188,87 @@ class CifarTrainer(Trainer):
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
             target: Any = self.model if model is None else model
             kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
-            # An optimizer that picks its own parameters (GaLore, LOMO ...) says so under one of
-            # these names.
+            # An optimizer that picks its own parameters (GaLore, LOMO ...) says so by these names.
             if not {"params", "model", "optimizer_dict"} & set(kwargs):
-                merged: dict[
-                    tuple[float, float, bool], dict[str, Any]
-                ] = {}  # one fused call for all that share these
-                for group in self.parameter_groups(target):
-                    same = merged.setdefault(
-                        (group["lr"], group["weight_decay"], group["muon"]), {**group, "params": []}
-                    )
-                    same["params"] += group["params"]
-                groups = list(merged.values())
+                groups = _merged(self.parameter_groups(target))
                 if any(group["muon"] for group in groups):
                     if self.unsharded is not None:
                         raise UserError(
-                            "muon: FSDP and DeepSpeed split the matrices that it needs whole; launch with DDP"
+                            "muon: FSDP and DeepSpeed split the matrices that it needs whole;"
+                            " launch with DDP"
                         )
-                    kind, kwargs = MuonWithFallback, {"rest": partial(kind, **kwargs)}
+                    kind, kwargs = MuonWithFallback, {"fallback": partial(kind, **kwargs)}
                 self.optimizer_cls_and_kwargs = (kind, kwargs | {"params": groups})
         return super().create_optimizer(model) if model is not None else super().create_optimizer()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if (
-            not self.control.should_training_stop
-        ):  # resumed where it had ended: the Trainer's own loop would go on
+        # A run that resumes where training had ended must not train on, as the Trainer would.
+        if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     # ---- checkpoints ----
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Weights under the names that they have in memory. `save_pretrained` writes a family's old
-        names (ViT, DeiT ...), of which the Trainer's own resume and best-model loading then load
-        nothing, with no more than a warning.
+        """Save weights under the names that they have in memory.
+
+        `save_pretrained` writes a family's old names (ViT, DeiT ...), of which the Trainer's own
+        resume and best-model loading then load nothing, with no more than a warning.
         """
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         folder = str(output_dir or self.args.output_dir)
         if isinstance(model, PreTrainedModel) and self.args.should_save:
             model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
-        elif (
-            isinstance(model, PeftModel) and self.args.should_save
-        ):  # "auto" would ask the Hub for the base's vocabulary
+        elif isinstance(model, PeftModel) and self.args.should_save:
+            # save_embedding_layers="auto" would ask the Hub for the base's vocabulary.
             model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
         else:
             super()._save(output_dir, state_dict)
 
-    def gather(self) -> None:
-        """Where parameters are in shards, make `model` of the first process a whole one on the CPU,
-        which saves and merges as any other. Every process calls this.
+    def whole_model(self) -> Any:
+        """Return the trained model; where its weights are in shards, in the first process a whole
+        copy on the CPU. Every process must call this.
         """
         if self.unsharded is None:
-            return
+            return self.model
         wrapped = self.model_wrapped
+        sharded_by_fsdp = self.is_fsdp_enabled
         state = (
-            gathered(wrapped) if self.is_fsdp_enabled else self.accelerator.get_state_dict(wrapped)
+            gathered_state(wrapped) if sharded_by_fsdp else self.accelerator.get_state_dict(wrapped)
         )
-        if self.args.should_save:
-            self.unsharded.load_state_dict(state, assign=True)
-            self.model = self.unsharded
+        if not self.args.should_save:
+            return self.model
+        self.unsharded.load_state_dict(state, assign=True)
+        return self.unsharded
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint aside, seal it with checksums and rename it into place."""
         self.stop_if_diverged()
-        root = self.root
         name, best = f"checkpoint-{self.state.global_step}", self.state.best_model_checkpoint
-        aside = root / checkpoints.WRITING / name
+        aside = self.root / checkpoints.WRITING / name
         try:
-            self.args.output_dir = str(aside.parent)
+            self.output_dir = aside.parent
             super()._save_checkpoint(model, trial)
-            self.carry.save(aside)
+            self.resume_state.save(aside)
             if self.state.best_global_step == self.state.global_step:
-                best = str(root / name)
-            self.state.best_model_checkpoint = best  # not the place where it was written
+                best = str(self.root / name)
+            self.state.best_model_checkpoint = best  # its final place, not where it was written
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 if self.average is not None:
                     self.average.save(aside)
-                (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+                (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle with local paths
                 self.state.save_to_json(str(aside / "trainer_state.json"))
-                checkpoints.seal(aside, root / name)
+                checkpoints.seal(aside, self.root / name)
         finally:
-            self.args.output_dir = str(root)
-            if self.args.should_save:
-                shutil.rmtree(
-                    aside.parent, ignore_errors=True
-                )  # a disk that is full must not be left full by half of one
+            self.output_dir = self.root
+            if self.args.should_save:  # half a checkpoint must not keep a full disk full
+                shutil.rmtree(aside.parent, ignore_errors=True)
         if self.args.should_save:
             checkpoints.rotate(
-                root,
+                self.root,
                 self.keep_checkpoints,
                 self.state.global_step,
                 Path(best).name if best else None,
@@ -309,21 +277,27 @@ class CifarTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint or "")
-        if (
-            wrong := checkpoints.damage(best)
-        ) is not None:  # the Trainer would go on with the last weights, or with wrong ones
+        if (damage := checkpoints.damage(best)) is not None:
+            # The Trainer would go on with the last weights, or with damaged ones.
             raise UserError(
-                f"{best}, the best checkpoint: {wrong}; put it back and start the same command, or start over with --fresh"
+                f"{best}, the best checkpoint: {damage}; restore it and run the same command, or"
+                " start over with --fresh"
             )
         super()._load_best_model()
 
     @property
-    def carry(self) -> ResumeState:
-        return next(c for c in self.callback_handler.callbacks if isinstance(c, ResumeState))
-
-    @property
     def early_stopping(self) -> EarlyStoppingCallback | None:
-        return next(
-            (c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)),
-            None,
-        )
+        """The callback that stops training early, if there is one."""
+        callbacks = self.callback_handler.callbacks
+        return next((c for c in callbacks if isinstance(c, EarlyStoppingCallback)), None)
+
+
+def _merged(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the groups with those joined that share learning rate, weight decay and optimizer:
+    a fused optimizer makes one call a group.
+    """
+    merged: dict[tuple[float, float, bool], dict[str, Any]] = {}
+    for group in groups:
+        key = group["lr"], group["weight_decay"], group["muon"]
+        merged.setdefault(key, {**group, "params": []})["params"] += group["params"]
+    return list(merged.values())

@@ -16,37 +16,43 @@ FILE = "ema.safetensors"
 
 
 class WeightAverage(TrainerCallback):
-    """average = decay * average + (1 - decay) * weights after each step (Polyak and Juditsky 1992;
-    Tarvainen and Valpola 2017), from the weights before the first; of what trains, and of the
-    running statistics of batch norms.
+    """After each step: average = decay * average + (1 - decay) * weights (Polyak and Juditsky 1992;
+    Tarvainen and Valpola 2017), starting from the weights before the first step.
+
+    Averages the parameters that train and the running statistics of batch norms. The model must be
+    on its device already: `Module.to` replaces buffers, and this holds the tensors themselves.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        named: dict[str, torch.Tensor] = {
-            n: p for n, p in model.named_parameters() if p.requires_grad
+        tensors: dict[str, torch.Tensor] = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
         }
-        named |= {n: b for n, b in model.named_buffers() if b.is_floating_point()}
-        self.names, self.tensors = list(named), list(named.values())
-        self.average = [t.detach().clone() for t in self.tensors]
+        tensors |= {
+            name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()
+        }
+        self.names, self.tensors = list(tensors), list(tensors.values())
+        self.average = [tensor.detach().clone() for tensor in self.tensors]
+
+    def _weights(self) -> list[torch.Tensor]:
+        return [tensor.detach() for tensor in self.tensors]
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         torch._foreach_lerp_(self.average, self._weights(), 1 - self.decay)
 
-    def _weights(self) -> list[torch.Tensor]:
-        return [t.detach() for t in self.tensors]
-
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the weights and their average."""
-        kept = [t.clone() for t in self._weights()]
+        weights = [tensor.clone() for tensor in self._weights()]
         torch._foreach_copy_(self._weights(), self.average)
-        torch._foreach_copy_(self.average, kept)
+        torch._foreach_copy_(self.average, weights)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Meanwhile the model has the average for its weights."""
+        """Give the model the average for its weights while the block runs."""
         self.swap()
         try:
             yield
@@ -54,12 +60,13 @@ class WeightAverage(TrainerCallback):
             self.swap()
 
     def save(self, folder: Path) -> None:
-        """ema.safetensors, by the names that the weights have in memory."""
-        named: dict[str, Any] = dict(zip(self.names, self.average, strict=True))
-        save_file({n: t.cpu().contiguous() for n, t in named.items()}, folder / FILE)
+        """Write ema.safetensors, under the names that the weights have in memory."""
+        named = dict(zip(self.names, self.average, strict=True))
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in named.items()}
+        save_file(tensors, folder / FILE)
 
     def load(self, folder: Path) -> None:
-        """What `save` wrote."""
-        held = load_file(folder / FILE)
+        """Read what `save` wrote."""
+        saved = load_file(folder / FILE)
         for name, tensor in zip(self.names, self.average, strict=True):
-            tensor.copy_(held[name])
+            tensor.copy_(saved[name])

@@ -1,0 +1,160 @@
+"""Multinomial logistic regression on features, solved to convergence.
+
+The problem is convex, so nothing here depends on learning rates, epochs or batch sizes. Its
+solution depends neither on the features' offset nor on their scale, because they are centred and
+divided by one number. Dividing each dimension by its own deviation would blow up the noise of
+dimensions that hardly vary: over twenty small image sets it lost 3.3 points on average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedKFold
+from torch.nn import functional as F
+
+# Penalties that are tried, from strong to weak, for features of mean square 1 and the mean loss.
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(2, -13, -1))
+FOLDS = 5
+ONE_FOLD_FROM = 5_000  # images; from here on one held-out fold tells the strengths apart
+PATIENCE = 2  # stop trying weaker penalties after so many that were worse than the best one
+MAX_ITERATIONS = 500  # of L-BFGS for one strength; warm-started fits take 10 to 60
+GRADIENT_TOLERANCE = 1e-6  # largest entry of the gradient at the solution
+
+
+@dataclass(frozen=True)
+class LogisticRegression:
+    """A fitted classifier: logits = features @ weight.T + bias.
+
+    weight: float32 [C, D]. bias: float32 [C]. strength: of the penalty that was chosen. scores:
+    {"strength", "nll", "accuracy"} on held-out images, for each strength that was tried.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    strength: float
+    scores: list[dict[str, float]]
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Return float32 [n, C] for features [n, D]."""
+        return torch.addmm(self.bias, features.float(), self.weight.T)
+
+
+def fit_logistic_regression(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    *,
+    seed: int,
+    strengths: Sequence[float] = STRENGTHS,
+) -> LogisticRegression:
+    """Fit a classifier on features, with the strength of its penalty chosen by cross-validation.
+
+    A strength is scored on images that its fit has not seen: five stratified folds in turn, or one
+    of them where there are many images. The strength with the least negative log-likelihood is then
+    fitted to all images.
+
+    features: float [n, D] on the device to compute on. labels: int64 [n] there. seed: of the folds.
+    strengths: from strong to weak.
+    """
+    scores = _cross_validate(features, labels, classes, seed, strengths)
+    best = min(scores, key=lambda score: score["nll"])["strength"]
+    path = _WarmStartedFit(features, labels, classes)
+    for strength in strengths[: list(strengths).index(best) + 1]:
+        path.fit(strength)
+    weight, bias = path.classifier()
+    return LogisticRegression(weight, bias, best, scores)
+
+
+def _cross_validate(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    seed: int,
+    strengths: Sequence[float],
+) -> list[dict[str, float]]:
+    """Return {"strength", "nll", "accuracy"} on held-out images for the strengths up to the best
+    one and PATIENCE further.
+    """
+    host_labels = labels.cpu().numpy()
+    folds = min(FOLDS, int(np.bincount(host_labels, minlength=classes).min()))
+    if folds < 2:  # a class with one image can't be both fitted and held out
+        middle = strengths[len(strengths) // 2]
+        return [{"strength": middle, "nll": math.nan, "accuracy": math.nan}]
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    splits = list(splitter.split(np.zeros(len(host_labels)), host_labels))
+    if len(host_labels) >= ONE_FOLD_FROM:
+        splits = splits[:1]
+    pairs = [
+        (torch.from_numpy(train).to(labels.device), torch.from_numpy(test).to(labels.device))
+        for train, test in splits
+    ]
+    fits = [_WarmStartedFit(features[train], labels[train], classes) for train, _ in pairs]
+    held_out = sum(len(test) for _, test in pairs)
+    scores: list[dict[str, float]] = []
+    for strength in strengths:
+        loss, correct = 0.0, 0
+        for fit, (_, test) in zip(fits, pairs, strict=True):
+            fit.fit(strength)
+            weight, bias = fit.classifier()
+            logits = torch.addmm(bias, features[test].float(), weight.T)
+            loss += float(F.cross_entropy(logits, labels[test], reduction="sum"))
+            correct += int((logits.argmax(1) == labels[test]).sum())
+        scores.append(
+            {"strength": strength, "nll": loss / held_out, "accuracy": correct / held_out}
+        )
+        losses = [score["nll"] for score in scores]
+        if len(losses) - 1 - losses.index(min(losses)) >= PATIENCE:
+            break
+    return scores
+
+
+class _WarmStartedFit:
+    """Fits of falling strength on the same images; each starts from the solution before it.
+
+    features: float [n, D]. labels: int64 [n].
+    """
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
+        self.labels = labels
+        self.mean = features.mean(0, dtype=torch.float64).float()
+        centred = features.float() - self.mean
+        tiny = torch.finfo(torch.float32).tiny
+        self.scale = centred.square().mean().sqrt().clamp(min=tiny)
+        self.inputs = centred.div_(self.scale)
+        self.weight = torch.zeros(classes, self.inputs.shape[1], device=self.inputs.device)
+        self.bias = torch.zeros(classes, device=self.inputs.device)
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def fit(self, strength: float) -> None:
+        """Minimise the mean cross-entropy plus strength / 2 times the sum of squared weights."""
+        weight = self.weight.clone().requires_grad_()
+        bias = self.bias.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [weight, bias],
+            max_iter=MAX_ITERATIONS,
+            tolerance_grad=GRADIENT_TOLERANCE,
+            tolerance_change=1e-12,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(torch.addmm(bias, self.inputs, weight.T), self.labels)
+            loss = loss + strength / 2 * weight.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)  # type: ignore[arg-type]
+        self.weight, self.bias = weight.detach(), bias.detach()
+
+    def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (weight [C, D], bias [C]) for features as they were given."""
+        weight = self.weight / self.scale
+        return weight, self.bias - weight @ self.mean

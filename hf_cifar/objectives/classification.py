@@ -1,0 +1,166 @@
+"""Classification: one of the data set's classes for each image."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import EvalPrediction
+
+from hf_cifar.data.load import load_data
+from hf_cifar.evaluation.calibration import apply_temperature, fit_temperature
+from hf_cifar.evaluation.metrics import classification_metrics, trainer_metrics
+from hf_cifar.models.load import Backbone, load_backbone
+from hf_cifar.models.structure import head
+from hf_cifar.objectives.base import Datasets, Objective
+from hf_cifar.objectives.image_datasets import FLIPPED, image_datasets
+from hf_cifar.recipe.recipe import Recipe
+from hf_cifar.reporting.plots import write_plots
+from hf_cifar.reporting.predictions import write_predictions
+
+log = logging.getLogger(__name__)
+FLIP_METRICS = ("accuracy", "accuracy_ci95", "nll", "ece")
+
+
+class Classification(Objective):
+    """One class for each image, by cross-entropy, with labels that may be smoothed or mixed."""
+
+    checkpoint_metrics: ClassVar[Mapping[str, bool]] = {
+        "accuracy": True,
+        "f1_macro": True,
+        "nll": False,
+        "loss": False,
+    }
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.data = load_data(recipe)
+        for message in self.data.messages:
+            log.info("%s", message)
+        self.label_names = self.data.label_names
+        self.smoothing = recipe.training["label_smoothing_factor"]
+        self.trainer_metrics = trainer_metrics()
+        self.temperature = 1.0
+        self.labels: dict[str, np.ndarray] = {}
+        self.probabilities: dict[str, np.ndarray] = {}
+
+    def load_backbone(self) -> Backbone:
+        return load_backbone(self.recipe, self.label_names)
+
+    @property
+    def workers(self) -> int:
+        if self.data.train.images.size is not None:
+            return 0
+        workers = min(8, os.cpu_count() or 1)
+        log.info("images of many sizes: decoded by %d workers", workers)
+        return workers
+
+    def datasets(
+        self,
+        backbone: Backbone,
+        model: Any,
+        device: torch.device,
+        *,
+        channels_last: bool,
+        views: int | None,
+    ) -> Datasets:
+        datasets = image_datasets(
+            self.recipe, self.data, backbone, model, device, channels_last, views
+        )
+        self.labels = {name: cast(Any, d.labels) for name, d in datasets.evaluation.items()}
+        return datasets
+
+    def loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the cross-entropy in float32.
+
+        labels: int64 [B], or float32 [B, C], the shares of mixed images.
+        """
+        logits = outputs["logits"].float()
+        smoothing = self.smoothing if torch.is_grad_enabled() else 0.0
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        return self.trainer_metrics(prediction)
+
+    def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        probabilities = {
+            name: torch.from_numpy(logits).double().softmax(-1).numpy()
+            for name, logits in outputs.items()
+        }
+        metrics: dict[str, Any] = {}
+        if self.recipe.temperature_scaling:
+            metrics |= self._calibrate(probabilities)
+        flipped = probabilities.pop(FLIPPED, None)
+        if flipped is not None:
+            mean = (probabilities["test"] + flipped) / 2
+            scores = self._metrics(mean, "test", prefix="test_flip")
+            metrics |= {f"test_flip_{name}": scores[f"test_flip_{name}"] for name in FLIP_METRICS}
+        for name, values in probabilities.items():
+            scores = self._metrics(values, name)
+            only_accuracy = {"train_accuracy": scores.get("train_accuracy")}
+            metrics |= only_accuracy if name == "train" else scores
+        if "validation_accuracy" in metrics:
+            gap = metrics["train_accuracy"] - metrics["validation_accuracy"]
+            metrics["train_validation_gap"] = gap
+        self.probabilities = probabilities
+        return metrics
+
+    def _metrics(self, probabilities: np.ndarray, name: str, prefix: str = "") -> dict[str, Any]:
+        labels = self.labels[name]
+        return classification_metrics(
+            probabilities, labels, self.label_names, prefix=prefix or name
+        )
+
+    def _calibrate(self, probabilities: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Fit the temperature on validation and apply it in place; return it, and the calibration
+        before it.
+        """
+        self.temperature = fit_temperature(probabilities["validation"], self.labels["validation"])
+        metrics: dict[str, Any] = {"temperature": self.temperature}
+        for name, values in probabilities.items():
+            if name in ("validation", "test"):
+                scores = self._metrics(values, name)
+                for metric in ("nll", "ece"):
+                    metrics[f"{name}_{metric}_before_temperature"] = scores[f"{name}_{metric}"]
+            probabilities[name] = apply_temperature(values, self.temperature)
+        return metrics
+
+    @torch.no_grad()
+    def finish_model(self, model: Any) -> None:
+        """Divide the head by the temperature, so that the saved model answers calibrated."""
+        _, linear = head(model)
+        for parameter in linear.parameters():
+            parameter.div_(self.temperature)
+
+    def facts(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "labels": self.label_names,
+            "dataset": data.source,
+            "dataset_license": data.license,
+            "dataset_fingerprint": data.fingerprint,
+            "train_samples": len(data.train),
+        }
+
+    def report(self, folder: Path, metrics: dict[str, Any]) -> None:
+        """Write predictions.parquet and plots/."""
+        if "test" in self.probabilities:
+            labels, probabilities = self.labels["test"], self.probabilities["test"]
+            rows = np.arange(len(labels))
+            write_predictions(folder, rows, labels, probabilities, self.label_names)
+        write_plots(folder, metrics, self._test_pictures)
+
+    def _test_pictures(self, rows: Any) -> list[np.ndarray]:
+        """Return uint8 [H, W, 3] for rows of the test split."""
+        split = self.data.test
+        assert split is not None
+        return [split.images.picture(int(split.rows[row])) for row in rows]

@@ -1,0 +1,73 @@
+"""The datasets of a run whose inputs are single images: train, and what is scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from hf_cifar.augmentation.transforms import make_transforms
+from hf_cifar.data.batches import BatchDataset, ImageBatches, resident_pixels
+from hf_cifar.data.load import Data
+from hf_cifar.data.splits import Split
+from hf_cifar.models.image_size import check_schedule
+from hf_cifar.models.load import Backbone
+from hf_cifar.objectives.base import Datasets
+from hf_cifar.recipe.recipe import Recipe
+
+CLEAN_TRAIN_SAMPLES = (
+    2000  # most images of train that are scored, to tell learning from overfitting
+)
+FLIPPED = "test_flipped"  # the evaluation dataset of mirrored test images
+
+
+def image_datasets(
+    recipe: Recipe,
+    data: Data,
+    backbone: Backbone,
+    model: Any,
+    device: torch.device,
+    channels_last: bool,
+    views: int | None,
+) -> Datasets:
+    """Return the datasets of a run: train, augmented unless it has one view; and, to be scored,
+    clean images of train (`train`), `validation`, `test` and its mirror images (`test_flipped`).
+
+    See `Objective.datasets` for the arguments. Raises UserError for sides in `image_size_schedule`
+    that the model can't take.
+    """
+    transforms = make_transforms(recipe, backbone)
+    resident: dict[int, torch.Tensor | None] = {}  # splits that were cut from one table share it
+    resized_inputs: dict[str, Any] = {}
+    if recipe.image_size_schedule:
+        sides = [side for _, side in recipe.image_size_schedule]
+        resized_inputs = check_schedule(model, sides, backbone.image_size)
+
+    def batches(split: Split, training: bool = False, mirrored: bool = False) -> ImageBatches:
+        key = id(split.images)
+        if key not in resident:
+            resident[key] = resident_pixels(split.images, device, recipe.data_path)
+        return ImageBatches(
+            split,
+            transforms,
+            training=training,
+            resident=resident[key],
+            channels_last=channels_last,
+            mirrored=mirrored,
+            views=views if split is data.train else None,
+            resized_inputs=resized_inputs if training else {},
+        )
+
+    evaluation: dict[str, BatchDataset] = {}
+    if data.validation is not None:
+        # Scoring must cost little beside training; a tenth of train tells as much as validation.
+        first = slice(min(CLEAN_TRAIN_SAMPLES, len(data.train) // 10 + 1))
+        rows, labels = data.train.rows[first], data.train.labels[first]
+        evaluation["train"] = batches(dataclasses.replace(data.train, rows=rows, labels=labels))
+    for split in (data.validation, data.test):
+        if split is not None:
+            evaluation[split.name] = batches(split)
+    if recipe.tta == "flip" and data.test is not None:
+        evaluation[FLIPPED] = batches(data.test, mirrored=True)
+    return Datasets(batches(data.train, training=views != 1), evaluation)
