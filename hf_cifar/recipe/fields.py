@@ -173,8 +173,9 @@ class MethodKeys:
 
     method: Literal["full", "linear", "partial", "lora"] = key(
         "full",
-        "full: all weights train; linear: a classifier on frozen features; partial: the last"
-        " blocks and the classifier; lora: low-rank adapters and the classifier",
+        "full: all weights train; linear: only the classifier, by logistic regression on frozen"
+        " features; partial: the last blocks and the classifier; lora: low-rank adapters and the"
+        " classifier",
     )
     unfreeze_blocks: Annotated[int, Ge(0)] = key(2, "partial: number of last blocks that train")
     unfreeze_groups: list[WeightGroup] | None = key(
@@ -215,12 +216,8 @@ class MethodKeys:
     )
     scale_learning_rate: Literal["none", "linear", "sqrt"] = key(
         "none",
-        "multiply learning rates by batch / `scale_learning_rate_base` (linear, Goyal et al. 2017)"
-        " or its square root (sqrt, Krizhevsky 2014); the batch counts all processes and"
-        " accumulation",
-    )
-    scale_learning_rate_base: Count = key(
-        256, "the batch size at which `scale_learning_rate` changes nothing"
+        "multiply learning rates by batch / 256 (linear, Goyal et al. 2017) or its square root"
+        " (sqrt, Krizhevsky 2014); the batch counts all processes and accumulation",
     )
     muon: bool = key(
         False,
@@ -242,12 +239,6 @@ class MethodKeys:
         "linear, partial: number of augmented views of each image whose features are computed once"
         " and kept; 1: the image as evaluation sees it; default: 1 for linear; for partial a new"
         " view in each epoch, or 1 without augmentation",
-    )
-    probe_learning_rates: list[Positive] | None = key(
-        None, "linear: learning rates to try at once; the best on validation is used"
-    )
-    probe_weight_decays: list[NotNegative] | None = key(
-        None, "linear: weight decays to try at once; the best on validation is used"
     )
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Several nodes under Slurm, eight GPUs each, one launcher a node: sbatch --nodes 2 slurm.sh vit_huge_14/full
-# Killed or requeued, the job goes on where its last checkpoint was.
+# Several nodes with eight GPUs each under Slurm, with one launcher on each node:
+#   sbatch --nodes 2 accelerate/slurm.sh vit_huge_14/full
+# A job that is killed and requeued resumes from its last checkpoint.
 #SBATCH --job-name=hf-cifar
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
@@ -10,8 +11,10 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110  # seconds for the checkpoint, of the 120 above; torch's own are 30
+# Seconds for the last checkpoint, within the 120 of --signal; torch's default is 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
 export MAIN="$main" RECIPE="${1:?name a recipe}" PROCESSES=$((SLURM_NNODES * 8))
-srun bash -c 'exec accelerate launch --config_file accelerate/ddp_nodes.yaml --num_machines "$SLURM_NNODES" \
-  --num_processes "$PROCESSES" --machine_rank "$SLURM_NODEID" --main_process_ip "$MAIN" --main_process_port 29500 \
+srun bash -c 'exec accelerate launch --config_file accelerate/ddp_nodes.yaml \
+  --num_machines "$SLURM_NNODES" --num_processes "$PROCESSES" --machine_rank "$SLURM_NODEID" \
+  --main_process_ip "$MAIN" --main_process_port 29500 \
   -m hf_cifar train "$RECIPE" --gradient_accumulation_steps 1'

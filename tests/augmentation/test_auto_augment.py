@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms.v2 import (
     AutoAugment,
     AutoAugmentPolicy,
+    InterpolationMode,
     RandAugment,
     TrivialAugmentWide,
 )
@@ -29,6 +30,7 @@ THEIRS = {
     "autoaugment": AutoAugment(AutoAugmentPolicy.CIFAR10),
 }
 CPU = torch.device("cpu")
+NEAREST = InterpolationMode.NEAREST
 
 
 def transforms(size=32, **kwargs):
@@ -66,7 +68,7 @@ def test_every_operation_at_every_magnitude_is_torchvisions(policy, size):
         theirs = torch.cat(
             [
                 THEIRS[policy]._apply_image_or_video_transform(
-                    images, name, float(m), "nearest", {}
+                    images, name, float(m), NEAREST, {}
                 )
                 for m in asked
             ]
@@ -91,7 +93,7 @@ def test_operations_of_a_batch_are_applied_each_to_its_own_image():
     ours = auto_augment.apply(images, [auto_augment.group(kinds, magnitude, (32, 32))])
     apply = THEIRS["randaugment"]._apply_image_or_video_transform
     theirs = [
-        apply(i, k, float(m), "nearest", {})
+        apply(i, k, float(m), NEAREST, {})
         for i, k, m in zip(images, kinds, magnitude, strict=True)
     ]
     assert torch.equal(ours, torch.stack(theirs))

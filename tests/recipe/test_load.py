@@ -15,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_cifar.cli import main
+from hf_cifar.cli.options import keys_help, parse_overrides
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.fields import (
     BLOCKS,
@@ -94,7 +94,7 @@ def test_bad_override_is_blamed_on_the_command_line_not_the_file(tmp_path):
         ("dataset_name: 7", "text"),
         ("model_config: vit", "a mapping or null"),
         ("model_config: [1]", "a mapping or null"),
-        ("probe_learning_rates: [0.1, fast]", "a list of numbers or null"),
+        ("random_resized_crop_ratio: [0.1, fast]", "a list of numbers"),
         ("random_resized_crop_scale: {a: 1}", "a list of numbers or null"),
         ("lr_scheduler_type: cosin", "one of linear, cosine,"),
         ("gradient_checkpointing: 3", "true or false"),
@@ -119,7 +119,7 @@ def test_wrong_type_says_what_it_must_be(tmp_path, line, must):
         ("validation_fraction: -0.1", "at least 0"),
         ("image_size: 4", "at least 8"),
         ("image_size: 100000", "at most 4096"),
-        ("probe_learning_rates: [0.1, 0]", "above 0"),
+        ("random_resized_crop_ratio: [0, 0.1]", "above 0"),
         ("horizontal_flip: 1.5", "at most 1"),
         ("lora_dropout: 1", "at most 0.99"),
         ("per_device_train_batch_size: 0", "at least 1"),
@@ -218,8 +218,8 @@ def test_an_override_that_is_no_yaml_is_refused():
     assert refusal("quickstart", model_config="{a: [1").startswith(
         "command line: model_config: must be a mapping"
     )
-    assert refusal("quickstart", probe_learning_rates="[1, 2").startswith(
-        "command line: probe_learning_rates: must be a list"
+    assert refusal("quickstart", random_resized_crop_ratio="[1, 2").startswith(
+        "command line: random_resized_crop_ratio: must be a list"
     )
 
 
@@ -242,10 +242,10 @@ def test_an_empty_file_is_refused(tmp_path, text):
 def test_yaml_1_1_text_that_is_meant_as_a_number(tmp_path):
     # YAML 1.1, which PyYAML reads, takes 1e-3 for text: it has no dot.
     recipe = load_recipe(
-        written(tmp_path, "learning_rate: 1e-3\nprobe_learning_rates: [1e-5, 2]\n")
+        written(tmp_path, "learning_rate: 1e-3\nrandom_resized_crop_ratio: [1e-5, 2]\n")
     )
     assert recipe.training["learning_rate"] == 1e-3
-    assert recipe.probe_learning_rates == [1e-5, 2.0]
+    assert recipe.random_resized_crop_ratio == [1e-5, 2.0]
 
 
 def test_overrides_win_and_are_remembered(tmp_path):
@@ -289,8 +289,6 @@ SAMPLES = {  # a value for each own key, as typed and as meant
     "head_learning_rate": ("1e-2", 0.01),
     "layer_decay": ("0.75", 0.75),
     "feature_views": ("3", 3),
-    "probe_learning_rates": ("[1e-4, 0.01]", [1e-4, 0.01]),
-    "probe_weight_decays": ("0,0.1", [0.0, 0.1]),
     "channels_last": ("true", True),
     "license": ("apache-2.0", "apache-2.0"),
     "auto_augment": ("trivialaugment", "trivialaugment"),
@@ -306,7 +304,6 @@ SAMPLES = {  # a value for each own key, as typed and as meant
     "head_epochs": ("1", 1.0),
     "unfreeze_every": ("0.5", 0.5),
     "scale_learning_rate": ("linear", "linear"),
-    "scale_learning_rate_base": ("512", 512),
     "muon": ("true", True),
     "ema_decay": ("0.99", 0.99),
     "early_stopping_patience": ("3", 3),
@@ -327,9 +324,9 @@ def test_every_own_key_has_help_and_can_be_typed(key, tmp_path, capsys):
     )
     path = written(tmp_path, "method: partial\n" if key == "unfreeze_groups" else DEFAULTS)
     for words in ([f"--{key}", typed], [f"--{key.replace('_', '-')}={typed}"]):
-        recipe = load_recipe(path, main.overrides(words))
+        recipe = load_recipe(path, parse_overrides(words))
         assert getattr(recipe, key) == meant and type(getattr(recipe, key)) is type(meant)
-    assert f"  {key} (" in main.keys_help()
+    assert f"  {key} (" in keys_help()
 
 
 @pytest.mark.parametrize(
