@@ -29,9 +29,11 @@ class Objective(ABC):
     """What a run learns.
 
     checkpoint_metrics: metrics that can choose a checkpoint -> whether more of them is better.
+    methods: the methods that can train it.
     """
 
     checkpoint_metrics: ClassVar[Mapping[str, bool]]
+    methods: ClassVar[tuple[str, ...]] = ("full", "partial", "lora")
 
     def __init__(self, recipe: Recipe) -> None:
         """Load the data. Raises UserError for data that the objective can't use."""

@@ -37,6 +37,7 @@ class Classification(Objective):
         "nll": False,
         "loss": False,
     }
+    methods: ClassVar[tuple[str, ...]] = ("full", "partial", "lora", "linear")
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)

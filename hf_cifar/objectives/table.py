@@ -5,14 +5,25 @@ from __future__ import annotations
 from hf_cifar.errors import UserError
 from hf_cifar.objectives.base import Objective
 from hf_cifar.objectives.classification import Classification
+from hf_cifar.recipe.recipe import Recipe
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
 }
 
 
-def find_objective(name: str) -> type[Objective]:
-    """Return the objective of a name. Raises UserError that lists the names there are."""
+def find_objective(recipe: Recipe) -> type[Objective]:
+    """Return the objective that a recipe names.
+
+    Raises UserError for a name that there is not, and for a method that can't train the objective.
+    """
+    name = recipe.objective
     if name not in OBJECTIVES:
         raise UserError(f"objective: must be one of {', '.join(OBJECTIVES)}, got {name!r}")
-    return OBJECTIVES[name]
+    objective = OBJECTIVES[name]
+    if recipe.method not in objective.methods:
+        raise UserError(
+            f"method: {recipe.method} can't train `objective: {name}`; choose"
+            f" {', '.join(objective.methods)}"
+        )
+    return objective

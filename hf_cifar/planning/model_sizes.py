@@ -152,7 +152,7 @@ def optimizer_bytes(recipe: Recipe, model: nn.Module) -> int:
     """Return the bytes of optimizer state for each trained parameter, from one step of the real
     optimizer with a matrix of 64 x 64.
     """
-    arguments = training_arguments(recipe, find_objective(recipe.objective).checkpoint_metrics)
+    arguments = training_arguments(recipe, find_objective(recipe).checkpoint_metrics)
     kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(arguments, model)  # type: ignore[arg-type]
     if {"params", "model", "optimizer_dict"} & set(kwargs):
         raise UserError(

@@ -104,7 +104,7 @@ def start_processes(recipe: Recipe) -> RunArguments:
     training = recipe.training
     backend = training.get("ddp_backend") or ("gloo" if training.get("use_cpu") else None)
     meet_after_restart(backend, training.get("ddp_timeout") or 1800)
-    arguments = training_arguments(recipe, find_objective(recipe.objective).checkpoint_metrics)
+    arguments = training_arguments(recipe, find_objective(recipe).checkpoint_metrics)
     if (warning := check_processes(world_size())) is not None:
         log.warning("%s", warning)
     return arguments
@@ -116,7 +116,7 @@ def set_up(recipe: Recipe) -> Setup:
 
     Raises UserError for bad input.
     """
-    objective_type = find_objective(recipe.objective)
+    objective_type = find_objective(recipe)
     device = training_arguments(recipe, objective_type.checkpoint_metrics).device
     if device.type == "cpu":
         keep_freed_memory()
