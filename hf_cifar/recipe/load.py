@@ -19,7 +19,8 @@ from hf_cifar.recipe.fields import (
 )
 from hf_cifar.recipe.recipe import Recipe, packaged, recipe_names
 from hf_cifar.recipe.types import shown, validate
-from hf_cifar.recipe.yaml_text import MOST_CHARACTERS, read_yaml, shorten
+from hf_cifar.recipe.yaml_text import MOST_CHARACTERS, read_yaml
+from hf_cifar.text import visible
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -32,7 +33,7 @@ def find_recipe(name_or_path: str) -> Path:
     name = name_or_path.removesuffix(".yaml")
     if name in recipe_names():
         return packaged("recipes") / f"{name}.yaml"
-    near = difflib.get_close_matches(shorten(name_or_path), recipe_names(), 1, 0.4)
+    near = difflib.get_close_matches(visible(name_or_path, most=80), recipe_names(), 1, 0.4)
     hint = f"did you mean `{near[0]}`? " if near else ""
     raise UserError(
         f"{name_or_path}: no such file and no packaged recipe;"
@@ -88,13 +89,13 @@ def _read_file(path: Path) -> dict[Any, Any]:
 
 def _set(recipe: Recipe, name: str, value: Any, origin: str) -> None:
     """Validate one key and set it in the recipe. Raises UserError."""
-    where = f"{origin}: {shorten(name)}"
+    where = f"{origin}: {visible(name, most=80)}"
     is_own = name in project_fields()
     types = typing.get_type_hints(Recipe, include_extras=True) if is_own else training_types()
     if name in REFUSED:
         raise UserError(f"{where}: can't be set: {REFUSED[name]}")
     if name not in types:
-        raise UserError(f"{where}: no such key; {_nearest_key(shorten(name))}")
+        raise UserError(f"{where}: no such key; {_nearest_key(visible(name, most=80))}")
     value = validate(value, types[name], where)
     if name in PATHS and isinstance(value, str):
         value = _expand_home(value, where)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from hf_cifar.errors import UserError
-from hf_cifar.recipe.yaml_text import read_yaml, shorten
+from hf_cifar.recipe.yaml_text import read_yaml
+from hf_cifar.text import visible
 
 BOUNDS = {
     "greater_than": "above {gt:g}",
@@ -86,7 +87,7 @@ def shown(value: Any) -> str:
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 80
     short.maxlist = short.maxdict = short.maxset = 10
-    return shorten(short.repr(value))
+    return visible(short.repr(value), most=80)
 
 
 def _expected(hint: Any, names: dict[Any, str] = SINGULAR) -> str:

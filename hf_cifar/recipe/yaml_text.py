@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from hf_cifar.errors import UserError
+from hf_cifar.text import visible
 
 MOST_CHARACTERS = 1_000_000
 NUMBER_WITHOUT_DOT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$")
@@ -24,7 +25,8 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError, IndexError):  # `!!bool x`, `2026-99-99`
-            problem = f"{shorten(str(node.value))} can't be read as {node.tag.rpartition(':')[2]}"
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{visible(node.value, most=80)} can't be read as {kind}"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -34,7 +36,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(name, yaml.ScalarNode):
                 problem = "a key must be a word"
             elif name.value in names:
-                problem = f"key `{shorten(name.value)}` stands twice"
+                problem = f"key `{visible(name.value, most=80)}` stands twice"
             if problem:
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=name.start_mark)
             names.add(name.value)
@@ -73,7 +75,7 @@ def read_yaml(text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(line + shorten(problem, 200)) from None
+        raise UserError(line + visible(problem, most=200)) from None
     except RecursionError:
         raise UserError("nested too deeply") from None
 
@@ -96,8 +98,3 @@ def _expanded_length(node: yaml.Node, lengths: dict[int, float]) -> float:
 def write_yaml(values: dict[str, Any]) -> str:
     """Return `values` as YAML that `read_yaml` reads back to equal values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=100)
-
-
-def shorten(text: str, most: int = 80) -> str:
-    """Return `text`, or its first `most` characters and an ellipsis."""
-    return text if len(text) <= most else f"{text[:most]}…"
