@@ -68,7 +68,7 @@ def read_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if _expanded_length(node, {}) > MOST_CHARACTERS:
+        if expanded_length(node, {}) > MOST_CHARACTERS:
             raise UserError(f"aliases expand to more than {MOST_CHARACTERS:,} characters")
         return loader.construct_document(node)
     except yaml.YAMLError as error:
@@ -80,7 +80,7 @@ def read_yaml(text: str) -> Any:
         raise UserError("nested too deeply") from None
 
 
-def _expanded_length(node: yaml.Node, lengths: dict[int, float]) -> float:
+def expanded_length(node: yaml.Node, lengths: dict[int, float]) -> float:
     """Return the characters of `node` with aliases expanded; infinity if it holds itself."""
     if id(node) not in lengths:
         lengths[id(node)] = float("inf")  # stays so while its own children are counted
@@ -90,7 +90,7 @@ def _expanded_length(node: yaml.Node, lengths: dict[int, float]) -> float:
         if isinstance(node, yaml.ScalarNode):
             length = 1.0 + len(node.value)
         else:
-            length = 1.0 + sum(_expanded_length(child, lengths) for child in children)
+            length = 1.0 + sum(expanded_length(child, lengths) for child in children)
         lengths[id(node)] = length
     return lengths[id(node)]
 
