@@ -1,4 +1,4 @@
-"""Prints the README's table of recipe keys: python scripts/keys_table.py [--write README.md]."""
+"""Print the table of recipe keys, or write it: python scripts/keys_table.py [--write FILE]."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from pathlib import Path
 from hf_cifar.cli.options import default_of
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.fields import BLOCKS, TRAINING_DEFAULTS
+from hf_cifar.recipe.recipe import is_hub_key
 
 MARKS = ("<!-- keys -->", "<!-- /keys -->")
-# What a key of TrainingArguments means here beyond, or other than, what transformers' own
-# documentation says of it.
+# What keys of TrainingArguments mean here, where that is more or other than what transformers says.
 TRAINING_HELP = {
     "output_dir": "the run folder; default: `runs/` and the recipe's name",
-    "max_steps": "steps in all, in place of `num_train_epochs`; -1: not set",
-    "per_device_train_batch_size": "images a step and device; times `gradient_accumulation_steps` and devices: the batch",
-    "warmup_steps": "steps, or below 1 a share of all of them",
-    "optim_args": "what the optimizer takes beyond rate and decay",
-    "bf16": "autocast to bfloat16; default: where the hardware is measured or known to be faster with it",
-    "eval_strategy": "when validation is scored; the best checkpoint is chosen on it",
-    "save_total_limit": "checkpoints that stay, besides the best",
-    "metric_for_best_model": "of validation; the checkpoint that is best in it is the run's model",
-    "dataloader_drop_last": "in training; evaluation sees every image",
-    "dataloader_num_workers": "default: none, or one a core (eight at most) where images of many sizes are decoded anew",
-    "report_to": "`tensorboard`, `trackio`, `wandb` ...",
-    "seed": "every random choice comes from it",
-    "push_to_hub": "push the finished run; the last act",
-    "hub_model_id": "USER/NAME that is pushed to",
+    "max_steps": "number of steps, instead of `num_train_epochs`; -1: not set",
+    "per_device_train_batch_size": "images per step and device; times"
+    " `gradient_accumulation_steps` and devices, the batch",
+    "warmup_steps": "number of steps, or below 1 the share of all steps",
+    "bf16": "autocast to bfloat16; default: if it is faster on this hardware",
+    "eval_strategy": "when validation is scored; it chooses the best checkpoint",
+    "save_total_limit": "number of checkpoints to keep, besides the best",
+    "metric_for_best_model": "validation metric that chooses the checkpoint",
+    "dataloader_drop_last": "in training only; evaluation uses every image",
+    "dataloader_num_workers": "default: 0, or one for each core (eight at most) if images of many"
+    " sizes are decoded in each epoch",
+    "report_to": "`tensorboard`, `trackio`, `wandb` and others",
+    "seed": "every random choice follows from it",
+    "push_to_hub": "push the finished run to the Hub",
+    "hub_model_id": "USER/NAME to push to",
 }
 
 
 def table() -> str:
-    """Markdown: block, key, default and help of every own key, then the keys of TrainingArguments
-    with our defaults.
+    """Return Markdown with the block, name, default and help of each key.
+
+    The project's own keys come first, then the keys of TrainingArguments that have a default here.
     """
     rows = [
         (title, field.name, default_of(field), field.metadata["help"])
@@ -45,40 +47,36 @@ def table() -> str:
         for field in dataclasses.fields(block)
     ]
     for name, default in TRAINING_DEFAULTS.items():
-        title = "Hub" if name.startswith(("hub_", "push_")) else "Training"
-        rows.append(
-            (title, name, json.dumps(default), TRAINING_HELP.get(name, "as in `TrainingArguments`"))
-        )
-    lines = ["| block | key | default | |", "|---|---|---|---|"]
-    before = None
+        title = "Hub" if is_hub_key(name) else "Training"
+        help = TRAINING_HELP.get(name, "as in `TrainingArguments`")
+        rows.append((title, name, json.dumps(default), help))
+    lines = ["| block | key | default | meaning |", "|---|---|---|---|"]
+    previous = ""
     for title, name, default, help in rows:
-        lines.append(
-            f"| {title if title != before else ''} | `{name}` | `{default}` | {help.replace('|', '&#124;')} |"
-        )
-        before = title
+        block = title if title != previous else ""
+        lines.append(f"| {block} | `{name}` | `{default}` | {help.replace('|', '&#124;')} |")
+        previous = title
     return "\n".join(lines)
 
 
 def refreshed(text: str, name: str) -> str:
-    """`text` with a new table between its marks. Raises UserError where it has no such marks."""
+    """Return `text` with a new table between its marks. Raises UserError if it has no marks."""
     pattern = re.compile(f"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", re.DOTALL)
     if not pattern.search(text):
-        raise UserError(
-            f"{name}: no lines {MARKS[0]} and {MARKS[1]} to hold the table; write them where it should stand"
-        )
-    return pattern.sub(lambda found: f"{found[1]}{table()}\n{found[2]}", text, count=1)
+        raise UserError(f"{name}: no lines {MARKS[0]} and {MARKS[1]}; write them around the table")
+    return pattern.sub(lambda match: f"{match[1]}{table()}\n{match[2]}", text, count=1)
 
 
 def is_fresh(path: Path) -> bool:
-    """Whether the table in this file is the one that `table` makes now."""
+    """Return whether the table in this file is what `table` returns now."""
     text = path.read_text(encoding="utf-8")
     return refreshed(text, path.name) == text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table, or with `--write FILE` put it between the file's marks."""
+    """Print the table, or with `--write FILE` replace the one between the file's marks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", type=Path, metavar="FILE", help="refresh the table in this file")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="replace the table in this file")
     path = parser.parse_args(argv).write
     if path is None:
         print(table())
