@@ -1,8 +1,6 @@
-"""Keeps the card of a real run in the repository: python scripts/keep_card.py runs/NAME [runs/NAME
-...]
+"""Keep the card of a real run in the repository: python scripts/keep_card.py runs/NAME ...
 
-Copies what the card shows (README.md, metrics.json, plots/) to model_cards/NAME; the card is
-written anew from metrics.json.
+Copies metrics.json and plots/ to model_cards/NAME and writes the card there from them.
 """
 
 from __future__ import annotations
@@ -13,11 +11,11 @@ from pathlib import Path
 
 from hf_cifar.reporting.model_card import write_card
 
-CARDS = Path(__file__).parent.parent / "model_cards"
+CARDS = Path(__file__).parents[1] / "model_cards"
 
 
 def keep(run: Path) -> Path:
-    """The card's folder. The run must be a finished one."""
+    """Copy what the card of a finished run shows, and return the folder of the copy."""
     folder = CARDS / run.resolve().name
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(run / "plots", folder / "plots")

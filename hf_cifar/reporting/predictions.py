@@ -1,12 +1,13 @@
-"""predictions.parquet: the answer to every test image."""
+"""predictions.parquet: the model's answer to every test image."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from hf_cifar.files import atomic_file
 
 MISTAKES_SHOWN = 25
 
@@ -18,26 +19,22 @@ def write_predictions(
     probabilities: np.ndarray,
     label_names: Sequence[str],
 ) -> None:
-    """Writes `predictions.parquet`: index, label, prediction (class labels with names) and
-    probabilities.
+    """Write `predictions.parquet` into a run folder: index, label, prediction and probabilities.
 
-    Args:
-        folder: the run folder, which exists.
-        index: [N] int, row of the sample in the test split.
-        labels: [N] int.
-        probabilities: [N, C] float, kept as float32; the prediction is their argmax.
-        label_names: C names, stored as features that `datasets.load_dataset` reads.
+    index: int [N], row of the image in the test split. labels: int [N]. probabilities: float
+    [N, C], stored as float32; the prediction is their argmax. label_names: C names, stored as
+    features that `datasets.load_dataset` reads.
     """
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = datasets.ClassLabel(names=list(label_names))
+    class_label = datasets.ClassLabel(names=list(label_names))
     features = datasets.Features(
         {
             "index": datasets.Value("int64"),
-            "label": names,
-            "prediction": names,
+            "label": class_label,
+            "prediction": class_label,
             "probabilities": datasets.Sequence(datasets.Value("float32")),
         }
     )
@@ -49,23 +46,21 @@ def write_predictions(
     ]
     schema = features.arrow_schema
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    partial = folder / "predictions.parquet.partial"
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), partial)
-    os.replace(partial, folder / "predictions.parquet")
+    with atomic_file(folder / "predictions.parquet") as file:
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file)
 
 
 def confident_mistakes(
     folder: Path, limit: int = MISTAKES_SHOWN
 ) -> list[tuple[int, int, int, float]]:
-    """(index, label, prediction, confidence) of the wrong predictions, most confident first, ties
-    by index.
-    """
+    """Return (index, label, prediction, probability) of wrong predictions, most confident first."""
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table = pq.read_table(folder / "predictions.parquet")
-    wrong = [
+    table = table.filter(pc.not_equal(table["label"], table["prediction"]))
+    mistakes = [
         (row["index"], row["label"], row["prediction"], max(row["probabilities"]))
         for row in table.to_pylist()
-        if row["label"] != row["prediction"]
     ]
-    return sorted(wrong, key=lambda row: (-row[3], row[0]))[:limit]
+    return sorted(mistakes, key=lambda mistake: (-mistake[3], mistake[0]))[:limit]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = (
+LIBRARIES = (
     "torch",
     "torchvision",
     "transformers",
@@ -28,15 +28,13 @@ PACKAGES = (
 
 
 def hardware_facts(device: torch.device, processes: int) -> dict[str, Any]:
-    """device, count, cpu, cores, memory_bytes: the product names, nothing that names the machine."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    """Return device, count, cpu, cores and memory_bytes: names of products, none of the machine."""
+    affinity = hasattr(os, "sched_getaffinity")
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "count": processes,
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if affinity else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
 
@@ -52,62 +50,56 @@ def _cpu_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of each library that shapes the numbers."""
+    """Return the versions of Python and of each library that shapes the numbers."""
     found = {"python": platform.python_version()}
-    for name in ("hf-cifar", *PACKAGES):
+    for name in ("hf-cifar", *LIBRARIES):
         with contextlib.suppress(metadata.PackageNotFoundError):  # run from a source tree
             found[name.replace("-", "_")] = metadata.version(name)
     return found
 
 
 def commit() -> str | None:
-    """The commit of this package's checkout; None where it was installed from a wheel."""
+    """Return the commit of this package's checkout; None if it was installed from a wheel."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     try:
-        out = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-        dirty = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        head, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")
+    except (OSError, subprocess.SubprocessError):
         return None
-    if out.returncode:
-        return None
-    return out.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    return head + ("+changes" if changes else "")
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
 
 
 def peak_memory(device: torch.device) -> dict[str, int | None]:
-    """Highest resident host memory of this process and highest allocated device memory, in bytes."""
-    status = Path("/proc/self/status")
-    if (
-        status.is_file()
-    ):  # not ru_maxrss, which on Linux starts with the value of the process that started this one
-        host = int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
-    else:
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-            1 if platform.system() == "Darwin" else 1024
-        )
+    """Return the most resident memory of this process so far, and the most allocated memory of the
+    device, in bytes.
+    """
+    device_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {
-        "peak_host_memory_bytes": host,
-        "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device)
-        if device.type == "cuda"
-        else None,
+        "peak_host_memory_bytes": _peak_host_memory(),
+        "peak_device_memory_bytes": device_bytes,
     }
 
 
+def _peak_host_memory() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # On Linux ru_maxrss starts with the value of the process that started this one.
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def energy_joules(device: torch.device) -> float | None:
-    """The GPU's counter of energy used so far, through NVML; None where there is none to read. A
-    CPU's counter (RAPL) is not
-    read: it counts the whole host and wraps within the hour.
+    """Return the energy that a GPU has used so far, by its own counter; None if it can't be read.
+
+    A CPU's counter (RAPL) is not read, because it counts the whole host and wraps within the hour.
     """
     if device.type != "cuda":
         return None
@@ -116,9 +108,8 @@ def energy_joules(device: torch.device) -> float | None:
 
         pynvml.nvmlInit()
         uuid = str(torch.cuda.get_device_properties(device).uuid)
-        handle = pynvml.nvmlDeviceGetHandleByUUID(
-            uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
-        )
+        uuid = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
-    except Exception:  # no driver, no such package, no such counter: all mean "can't be read"
+    except Exception:  # no driver, no such package, no such counter
         return None
