@@ -13,13 +13,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from hf_cifar.data.batches import ImageBatches
 from hf_cifar.distributed import all_processes, is_local_writer
 from hf_cifar.features.extract import run_over_images
 from hf_cifar.features.lower_blocks import STORED, CannotCache, FrozenLowerBlocks
 from hf_cifar.features.store import entry_path, entry_writer, load_entry, read_cost, write_cost
+from hf_cifar.training.progress import image_progress
 
 log = logging.getLogger(__name__)
 DISK_SHARE = 0.5  # of the free disk that hidden states may take
@@ -129,7 +129,7 @@ def hidden_state_batches(
             size / 1e9,
         )
     lower.model.eval()
-    with tqdm(total=images, desc="hidden states", unit=" images", disable=quiet) as bar:
+    with image_progress("hidden states", images, not quiet) as bar:
         for name, (batches, views) in missing.items():
             values[name] = _compute(lower, batches, views, paths[name], batch_size, workers, bar)
     costs = [read_cost(path) for path in paths.values()]

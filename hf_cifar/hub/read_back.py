@@ -2,102 +2,65 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import hf_hub_download
 
-from hf_cifar.hub.retry import retried
+from hf_cifar.hub.repo import FileHashes, Repo
+from hf_cifar.hub.run_files import Files
 
-
-@dataclass(frozen=True)
-class FileHashes:
-    """A file's two names on the Hub: git's blob sha1, and the sha256 of large files."""
-
-    sha1: str
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> FileHashes:
-        sha1, sha256 = hashlib.sha1(f"blob {path.stat().st_size}\0".encode()), hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                sha1.update(block)
-                sha256.update(block)
-        return cls(sha1.hexdigest(), sha256.hexdigest())
-
-    def __contains__(self, other: object) -> bool:
-        return other in (self.sha1, self.sha256)
+TOLERANCE = 1e-4  # of a probability, between two loads of the same weights
 
 
-def read_back(
-    api: HfApi, run: Path, to: str, commit: str, files: dict[str, int], say: Callable[[str], None]
-) -> None:
-    """Downloads the commit into an empty cache and holds it against the run, file by file and
-    answer by answer.
+def read_back(repo: Repo, commit: str, files: Files, run: Path) -> None:
+    """Download `files` of a commit into an empty cache and compare them, and the answers of the
+    model, with those of the run.
+
+    Raises OSError where they differ.
     """
     with tempfile.TemporaryDirectory() as cache:
-        folder = Path(
-            retried(
-                "reading back",
-                lambda: snapshot_download(
-                    to,
-                    revision=commit,
-                    cache_dir=cache,
-                    token=api.token,
-                    allow_patterns=list(files),
-                ),
-                say,
-            )
-        )
-        for path in files:
-            if not (folder / path).is_file() or FileHashes.of(folder / path) != FileHashes.of(
-                run / path
+        for path, file in files.items():
+            # One by one and in this thread, so that a signal ends it at once.
+            downloaded = repo.retry("reading back", _download(repo, commit, path, cache))
+            folder = downloaded.parents[path.count("/")]
+            if FileHashes.of(downloaded) != FileHashes.of(file):
+                raise OSError(f"{path} came back from the Hub with another checksum than was sent")
+        for expected, answer in zip(_answers(run), _answers(folder), strict=True):
+            if expected.keys() != answer.keys() or any(
+                abs(expected[label] - answer[label]) >= TOLERANCE for label in expected
             ):
-                raise OSError(
-                    f"{path} came back from the Hub with another checksum than it was sent with"
-                )
-        here, there = _answers(run), _answers(folder)
-    for mine, theirs in zip(here, there, strict=True):
-        same = mine.keys() == theirs.keys() and all(abs(mine[k] - theirs[k]) < 1e-4 for k in mine)
-        if not same:
-            raise OSError("the model from the Hub answers otherwise than the one in the run folder")
-    say(
-        f"checked: {len(files)} files have the checksums sent, and pipeline answers alike on {len(here)} images"
+                raise OSError("the model on the Hub gives other answers than the run's")
+    repo.retry.say(
+        f"checked: {len(files)} files have the checksums that were sent, and `pipeline` gives the"
+        f" same answers to {len(_test_images())} images"
     )
 
 
-def _answers(folder: Path) -> list[dict[str, float]]:
-    """What `pipeline` says on the test images: label -> score, one dict an image."""
+def _download(repo: Repo, commit: str, path: str, cache: str) -> Any:
+    return lambda: Path(
+        hf_hub_download(repo.name, path, revision=commit, cache_dir=cache, token=repo.api.token)
+    )
+
+
+def _answers(folder: Path) -> Iterator[dict[str, float]]:
+    """Yield the probability of each label for each test image, as `pipeline` gives them."""
     from transformers import pipeline
 
     classify = pipeline("image-classification", model=str(folder), device="cpu", top_k=None)
-    return [
-        {answer["label"]: answer["score"] for answer in classify(image)} for image in _test_images()
-    ]
+    for image in _test_images():
+        yield {answer["label"]: answer["score"] for answer in classify(image)}
 
 
 def _test_images() -> list[Any]:
-    """Three PIL images [32, 32, RGB]: test rows of the packaged sample, or made ones where it is
-    not there.
-    """
-    import numpy as np
+    """Return three RGB images of 32 x 32 pixels from the test split of the packaged sample."""
+    import pyarrow.parquet as pq
     from PIL import Image
 
-    for path in sorted(
-        (Path(__file__).parents[1] / "sample" / "plain_text").glob("test-*.parquet")
-    ):
-        import pyarrow.parquet as parquet
-
-        rows = parquet.read_table(path, columns=["img"]).slice(0, 3).to_pylist()
-        return [Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB") for row in rows]
-    ramp = np.add.outer(np.arange(32) * 8, np.arange(32)).astype(np.uint8)
-    return [
-        Image.fromarray(np.stack([ramp + shift, ramp.T, 255 - ramp], axis=-1))
-        for shift in (0, 60, 120)
-    ]
+    folder = Path(__file__).parents[1] / "sample" / "plain_text"
+    table = pq.read_table(next(folder.glob("test-*.parquet")), columns=["img"])
+    rows = table.slice(0, 3).to_pylist()
+    return [Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB") for row in rows]

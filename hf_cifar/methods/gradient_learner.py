@@ -17,7 +17,7 @@ from hf_cifar.methods.base import Setup
 from hf_cifar.methods.parameter_groups import group_table, learning_rate_scale, parameter_groups
 from hf_cifar.methods.schedules import UnfreezeSchedule
 from hf_cifar.training import checkpoints
-from hf_cifar.training.progress import Progress, Speed
+from hf_cifar.training.progress import Speed, training_progress
 from hf_cifar.training.signals import StopOnSignal
 from hf_cifar.training.trainer import CifarTrainer
 from hf_cifar.training.weight_average import WeightAverage
@@ -68,7 +68,7 @@ class GradientLearner:
         for printer in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(printer)
         if not arguments.disable_tqdm:
-            trainer.add_callback(Progress(self.speed))
+            trainer.add_callback(training_progress(self.speed))
 
     def _learning_rate_scale(self) -> float:
         recipe, arguments = self.setup.recipe, self.setup.arguments

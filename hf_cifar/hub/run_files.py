@@ -1,0 +1,104 @@
+"""Which files of a finished run are pushed, and what others may read in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from hf_cifar.errors import UserError
+from hf_cifar.recipe.load import load_recipe
+from hf_cifar.reporting.model_card import render_card
+
+REQUIRED = (
+    "model.safetensors",
+    "config.json",
+    "preprocessor_config.json",
+    "README.md",
+    "recipe.yaml",
+    "metrics.json",
+)
+ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+# Pushed as well, and removed from the repo if the run has them no more. A star stands for no slash
+# and no leading dot.
+OPTIONAL = ("adapter/*.json", "adapter/*.safetensors", "plots/*.png")
+
+Files = dict[str, Path | bytes]
+"""Path in the repo -> the file of the run, or its bytes where the repo gets others."""
+
+
+def finished_metrics(run: Path) -> dict[str, Any]:
+    """Return metrics.json of a run. Raises UserError, with what is missing, if it is unfinished."""
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run folder; name the folder that `train` wrote")
+    missing = [name for name in REQUIRED if not (run / name).is_file()]
+    metrics: dict[str, Any] = {}
+    if "metrics.json" not in missing:
+        try:
+            metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+            scored = math.isfinite(metrics["test_accuracy"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            scored = False
+        if not scored:
+            missing.append("test_accuracy in metrics.json")
+            metrics = {}
+    if (run / "adapter").is_dir() or metrics.get("adapter"):
+        missing += [name for name in ADAPTER if not (run / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{run} is not a finished run: it lacks {', '.join(missing)}; let its training finish"
+        )
+    return metrics
+
+
+def files_to_push(run: Path, metrics: dict[str, Any], repo: str) -> Files:
+    """Return the files of a run that may be pushed, in the order that they are listed in.
+
+    Whatever else stands in the run folder stays there. The recipe names local folders by their last
+    part only, and card and metrics name `repo`. Raises UserError for a file that can't be read.
+    """
+    paths = [path for pattern in OPTIONAL for path in sorted(run.glob(pattern)) if path.is_file()]
+    names = [path.relative_to(run).as_posix() for path in paths]
+    optional = [name for name in names if is_optional(name)]
+    files: Files = {name: run / name for name in (*REQUIRED, *optional)}
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    public = recipe.public()
+    if public != recipe:
+        files["recipe.yaml"] = public.to_yaml().encode()
+    if metrics.get("hub_model_id") != repo:
+        plots = [Path(name).stem for name in optional if name.startswith("plots/")]
+        files["README.md"] = _card_for(repo, run, metrics, plots).encode()
+        public_metrics = json.dumps(metrics | {"hub_model_id": repo}, indent=1) + "\n"
+        files["metrics.json"] = public_metrics.encode()
+    return files
+
+
+def is_optional(name: str) -> bool:
+    """Return whether a path in a repo is one that a run may have or not."""
+    patterns = [re.escape(pattern).replace(r"\*", "[^./][^/]*") for pattern in OPTIONAL]
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def file_size(file: Path | bytes) -> int:
+    """Return the size of a file to push, in bytes."""
+    return len(file) if isinstance(file, bytes) else file.stat().st_size
+
+
+def _card_for(repo: str, run: Path, metrics: dict[str, Any], plots: list[str]) -> str:
+    """Return the run's card with snippets that load from `repo`. What somebody wrote into the card
+    stays.
+    """
+    folder_name = run.resolve().name
+    try:
+        card = (run / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{run / 'README.md'} can't be read as UTF-8 text ({error}): correct it and push again"
+        ) from None
+    if card == render_card(metrics, folder_name, plots):
+        return render_card(metrics | {"hub_model_id": repo}, folder_name, plots)
+    location = metrics.get("hub_model_id") or f"./{metrics.get('run_name') or folder_name}"
+    before, after = (json.dumps(name, ensure_ascii=False) for name in (location, repo))
+    return card.replace(before, after)
