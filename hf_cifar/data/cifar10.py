@@ -1,4 +1,4 @@
-"""CIFAR-10 itself: its classes, the SHA-256 of its content, and the layout that the Hub has it in."""
+"""CIFAR-10 itself: its classes, the SHA-256 of its content, and its layout on the Hub."""
 
 from __future__ import annotations
 
@@ -45,13 +45,16 @@ configs:
 {text}
 
 Alex Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009
-(https://www.cs.toronto.edu/~kriz/cifar.html). Its authors state no licence; they ask for a citation of that report.
+(https://www.cs.toronto.edu/~kriz/cifar.html). Its authors state no licence; they ask for a citation
+of that report.
 """
 
 
 def write_parquet(path: Path, images: list[bytes], labels: np.ndarray, names: list[str]) -> None:
-    """Columns img (encoded bytes) and label (int [n]) as `datasets` writes them: an Image and a
+    """Write the columns img (encoded bytes) and label (int [n]) as `datasets` does: an Image and a
     ClassLabel feature.
+
+    images: content of n picture files. names: one a class.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -70,7 +73,7 @@ def write_parquet(path: Path, images: list[bytes], labels: np.ndarray, names: li
 
 
 def write_card(folder: Path, title: str, text: str) -> None:
-    """The data set card, with the configuration and the class names that `datasets` reads."""
+    """Write README.md, with the configuration and the class names that `datasets` reads."""
     names = "\n".join(f"          '{label}': {name}" for label, name in enumerate(CLASSES))
     (folder / "README.md").write_text(
         CARD.format(names=names, title=title, text=text), encoding="utf-8"

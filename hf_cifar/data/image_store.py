@@ -1,4 +1,4 @@
-"""Decoded images: a table of one size, or images of any sizes that are decoded on demand."""
+"""The images of a split: a table of one size, or pictures of any size, decoded on demand."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hf_cifar.data.decode import BadImage, Encoded, open_image, reason, to_rgb
+from hf_cifar.data.decode import BadImage, open_image, reason, to_rgb
+from hf_cifar.data.decode_split import EncodedImages
+from hf_cifar.data.deep_pixels import PixelRange
+from hf_cifar.data.looks import table_looks
 from hf_cifar.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-decoded = 0  # images that this process has decoded so far, for tests to count with
-
 
 class ImageStore(Protocol):
     """The images of a split by row, with their labels; `ImageTable` and `ImageFiles` are the two.
 
-    labels: int64 [N]. fingerprint: sha256 hex over labels and images. bad: names of the images that
-    were left out. size: (H, W) in px where all images share one and are decoded, else None.
+    labels: int64 [N]. label_names: one a class. fingerprint: sha256 hex over labels and images.
+    bad: names of the pictures that were left out (`on_bad_image: skip`).
+    size: (H, W) in px where all images share one and are decoded, else None.
     pixels: uint8 [N, 3, H, W] of such images, else None.
     """
 
@@ -34,9 +36,9 @@ class ImageStore(Protocol):
     def pixels(self) -> np.ndarray | None: ...
     def __len__(self) -> int: ...
     def batch(self, rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
-        """Return uint8 [B, 3, H, W], or a list of uint8 [3, H, W] where sizes differ.
+        """Return uint8 [B, 3, H, W], RGB, or a list of uint8 [3, H, W] where sizes differ.
 
-        rows: int [B]. Raises UserError for an image that can't be read any more.
+        rows: int [B]. Raises UserError for a picture that can't be read any more.
         """
         ...
 
@@ -44,16 +46,19 @@ class ImageStore(Protocol):
         """Return one image as uint8 [H, W, 3], RGB, for plots."""
         ...
 
+    def looks(self, rows: np.ndarray) -> np.ndarray:
+        """Return `LOOK` [n] of `rows` (int [n]), to compare splits with."""
+        ...
+
 
 class ImageTable:
     """All images of a split, decoded, of one size.
 
-    pixels: uint8 [N, 3, H, W], RGB, mapped read-only from the cache. labels: int64 [N]. size: (H,
-    W) in px.
+    pixels: uint8 [N, 3, H, W], RGB, mapped read-only from the cache. labels: int64 [N].
     fingerprint: sha256 hex over, for each row in order, one label byte (two, big-endian, beyond 256
-    classes) and the image bytes in channel-height-width order: the records of the binary version of
-    CIFAR-10.
-    bad: names of the images left out (`on_bad_image: skip`).
+        classes) and the image bytes in channel-height-width order: the records of the binary
+        version of CIFAR-10.
+    bad: see `ImageStore`.
     """
 
     def __init__(
@@ -75,9 +80,7 @@ class ImageTable:
         return len(self.labels)
 
     def batch(self, rows: np.ndarray) -> torch.Tensor:
-        """uint8 [B, 3, H, W], a copy of `rows` (int [B]) in their order: one gather, nothing done
-        per image.
-        """
+        """Return uint8 [B, 3, H, W], a copy of `rows` (int [B]) in their order, in one gather."""
         import torch
 
         return torch.from_numpy(np.take(self.pixels, rows, axis=0))
@@ -86,13 +89,19 @@ class ImageTable:
         """Return one image as uint8 [H, W, 3], RGB."""
         return self.pixels[row].transpose(1, 2, 0)
 
+    def looks(self, rows: np.ndarray) -> np.ndarray:
+        """Return `LOOK` [n] of `rows` (int [n])."""
+        return table_looks(self.pixels, rows)
+
 
 class ImageFiles:
-    """Images of mixed sizes, or too many for a table: checked once, decoded on demand.
+    """Pictures of mixed sizes, or too many for a table: checked once, decoded on demand.
 
-    labels: int64 [N]. bad: as in `ImageTable`. fingerprint: sha256 hex over, for each row in order,
-    the label byte(s) as in `ImageTable`, the number of encoded bytes (8 bytes, big-endian) and the
-    encoded bytes; neither file names nor times enter it.
+    labels: int64 [N].
+    fingerprint: sha256 hex over, for each row in order, the label bytes as in `ImageTable`, the
+        number of encoded bytes (8 bytes, big-endian) and the encoded bytes; then over the
+        `PixelRange` where it converts some. Neither file names nor times enter it.
+    bad: see `ImageStore`. looks: `LOOK` [N].
     """
 
     size = None
@@ -100,14 +109,17 @@ class ImageFiles:
 
     def __init__(
         self,
-        source: Encoded,
+        source: EncodedImages,
         rows: np.ndarray,
         labels: np.ndarray,
         label_names: list[str],
         fingerprint: str,
         bad: list[str],
+        looks: np.ndarray,
+        pixel_range: PixelRange | None = None,
     ) -> None:
-        self._source, self._rows = source, rows
+        self._source, self._rows, self._looks = source, rows, looks
+        self._pixel_range = pixel_range
         self.labels, self.label_names = labels, label_names
         self.fingerprint, self.bad = fingerprint, bad
 
@@ -115,24 +127,24 @@ class ImageFiles:
         return len(self.labels)
 
     def name(self, row: int) -> str:
-        """What to call the image in a message."""
+        """Return what to call the picture in a message."""
         return self._source.name(int(self._rows[row]))
 
     def read(self, row: int) -> torch.Tensor:
-        """uint8 [3, H, W], RGB, as `decode.to_rgb` gives it. UserError if the image went bad since
-        it was checked.
+        """Return uint8 [3, H, W], RGB, as `to_rgb` gives it.
+
+        Raises UserError if the picture went bad since it was checked.
         """
-        global decoded
         import torch
 
         try:
-            image = to_rgb(open_image(self._source.encoded(int(self._rows[row]))))
+            encoded = self._source.encoded(int(self._rows[row]))
+            return torch.from_numpy(to_rgb(open_image(encoded), self._pixel_range))
         except (BadImage, OSError) as error:
             raise UserError(
-                f"{self.name(row)} cannot be read any more ({reason(error)}); start again once it is back"
+                f"{self.name(row)} cannot be read any more ({reason(error)}); start again once it"
+                " is back"
             ) from None
-        decoded += 1
-        return torch.from_numpy(image)
 
     def batch(self, rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
         """Return uint8 [B, 3, H, W], or a list of uint8 [3, H, W] where sizes differ."""
@@ -142,26 +154,33 @@ class ImageFiles:
         return torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
     def picture(self, row: int) -> np.ndarray:
-        """Return one image as uint8 [H, W, 3], RGB."""
+        """Return one picture as uint8 [H, W, 3], RGB."""
         return self.read(row).numpy().transpose(1, 2, 0)
+
+    def looks(self, rows: np.ndarray) -> np.ndarray:
+        """Return `LOOK` [n] of `rows` (int [n])."""
+        return self._looks[rows]
 
 
 def check_labels(labels: np.ndarray, names: list[str], where: str) -> None:
-    """UserError naming the first row whose label is none of the classes."""
+    """Raise UserError that names the first row whose label is none of the classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(wrong):
         label = int(labels[wrong[0]])
-        hint = "correct the labels or the label names"
+        remedy = "correct the labels or the label names"
         if label == -1:
-            hint = "-1 marks an unlabelled image, so take a split with labels (or ask `hf-cifar predict`)"
+            remedy = (
+                "-1 marks an unlabelled image, so take a split with labels (or ask `hf-cifar"
+                " predict`)"
+            )
         raise UserError(
-            f"{where}: row {wrong[0]} has label {label}, outside 0..{len(names) - 1}; {hint}"
+            f"{where}: row {wrong[0]} has label {label}, outside 0..{len(names) - 1}; {remedy}"
         )
 
 
 def label_bytes(labels: np.ndarray, classes: int) -> np.ndarray:
-    """uint8 [N, 1], or [N, 2] big-endian beyond 256 classes: how each record of a fingerprint
-    starts.
+    """Return how each record of a fingerprint starts: uint8 [N, 1], or [N, 2], big-endian, beyond
+    256 classes.
     """
     if classes <= 256:
         return labels.astype(np.uint8)[:, None]
@@ -169,8 +188,8 @@ def label_bytes(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def records(pixels: np.ndarray, labels: np.ndarray, classes: int) -> memoryview:
-    """uint8 [n, 1 + 3*H*W]: the records of the binary version of CIFAR-10, from uint8 [n, 3, H, W]
-    and int64 [n].
+    """Return uint8 [n, 1 + 3*H*W], the records of the binary version of CIFAR-10, from uint8
+    [n, 3, H, W] and int64 [n].
     """
     return np.concatenate(
         [label_bytes(labels, classes), pixels.reshape(len(pixels), -1)], axis=1

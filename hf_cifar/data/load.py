@@ -1,8 +1,7 @@
-"""A data set's splits: what the source brings, and the seeded, stratified cuts of what it does not
-bring.
+"""A data set's splits: those that its source brings, and seeded, stratified cuts for the others.
 
-A source (sources.py) gives labels and images, the cache (cache.py) their table; here they become
-the splits.
+A source gives labels and pictures, the image cache makes an `ImageStore` of them, and here they
+become the splits.
 """
 
 from __future__ import annotations
@@ -11,12 +10,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from hf_cifar.data.cache_entry import SplitRequest
+from hf_cifar.data.deep_pixels import Percentiles, PixelRange, deep_setting
+from hf_cifar.data.duplicates import in_both
 from hf_cifar.data.image_cache import load_images
-from hf_cifar.data.sources import arrow
+from hf_cifar.data.sources.columns import Columns
 from hf_cifar.data.sources.find import find_source
 from hf_cifar.data.splits import (
     TEST_CUT,
@@ -28,17 +29,20 @@ from hf_cifar.data.splits import (
     stratified_cut,
 )
 from hf_cifar.errors import UserError
+from hf_cifar.recipe.recipe import Recipe
 
 
-def load_data(recipe: Any) -> Data:
-    """The splits that `recipe` asks for.
+def load_data(recipe: Recipe) -> Data:
+    """Return the splits that `recipe` asks for.
 
-    In this order: a test split is cut from train (`test_fraction`) if the source brings none; then
-    validation (`validation_fraction`) likewise; then train is thinned to `train_samples_per_class`,
-    drawn at random; then `max_train_samples` and `max_eval_samples` keep the first images in the
-    order of the data set, by class in proportion (`first_rows`), so that data sorted by class keeps
-    all its classes. Cuts are stratified and depend on `seed` only. UserError for anything that is
-    wrong with the data (see `cache.load_images`, `find_source`).
+    In this order: a test split is cut from train (`test_fraction`) if the source brings none;
+    validation (`validation_fraction`) likewise; pictures that test has too are taken out of train
+    (`drop_test_duplicates`); train is thinned to `train_samples_per_class`, drawn at random;
+    `max_train_samples` and `max_eval_samples` keep the first images in the order of the data set,
+    by class in proportion, so that data sorted by class keeps all its classes. Cuts are stratified
+    and depend on `seed` only.
+
+    Raises UserError for anything that is wrong with the data (see `find_source`, `load_images`).
     """
     loader = _Loader(recipe)
     splits = loader.splits("train", "validation", "test")
@@ -48,34 +52,39 @@ def load_data(recipe: Any) -> Data:
             f"{name} {split.images.fingerprint} {len(split)} ".encode()
             + split.rows.astype("<i8").tobytes()
         )
-    names, source = splits["train"].images.label_names, loader.source
-    # check_classes: to be called by the classification objective instead, with data.messages
-    loader.messages += check_classes(source.name, splits.values())
+    # check_classes: the classification objective is to call it instead, and log what it returns
+    loader.messages += check_classes(loader.source.name, splits.values())
     return Data(
-        splits["train"],
-        splits.get("validation"),
-        splits.get("test"),
-        names,
-        digest.hexdigest(),
-        source.name,
-        source.license,
-        loader.messages,
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits.get("test"),
+        label_names=splits["train"].images.label_names,
+        fingerprint=digest.hexdigest(),
+        source=loader.source.name,
+        license=loader.source.license,
+        messages=loader.messages,
+        seconds=loader.seconds,
+        build_seconds=loader.build_seconds,
+        pixel_range=loader.pixel_range,
     )
 
 
-def load_split(recipe: Any, name: str) -> Split:
-    """The split that `load_data` calls `name`, without reading the others where the source brings
-    it.
+def load_split(recipe: Recipe, name: str, pixel_range: PixelRange | None = None) -> Split:
+    """Return the split that `load_data` calls `name`.
+
+    The others are not read where the source brings this one. pixel_range: that of a trained model,
+    in place of `deep_pixels`. Raises UserError as `load_data`, and if there is no such split.
     """
     if name not in ("train", "validation", "test"):
         raise UserError(f"split is {name}; choose train, validation or test")
-    loader = _Loader(recipe)
+    loader = _Loader(recipe, pixel_range)
     split = loader.splits(name).get(name)
     if split is None:
         raise UserError(
-            f"{loader.source.name} has no {name} split, and {name}_fraction is 0; choose another split"
+            f"{loader.source.name} has no {name} split, and {name}_fraction is 0; choose another"
+            " split"
         )
-    # check_classes: to be called by the evaluation instead
+    # check_classes: the evaluation is to call it instead
     check_classes(loader.source.name, [split])
     return split
 
@@ -88,10 +97,10 @@ def check_classes(source: str, splits: Iterable[Split]) -> list[str]:
 
     source: the data set's name, for messages.
     """
-    messages: list[str] = []
+    messages: dict[str, None] = {}
     checked: set[int] = set()
     for split in splits:
-        if id(split.images) in checked:  # cut from a split that was looked at as a whole
+        if id(split.images) in checked:  # cut from images that were looked at as a whole
             continue
         checked.add(id(split.images))
         names = split.images.label_names
@@ -99,112 +108,159 @@ def check_classes(source: str, splits: Iterable[Split]) -> list[str]:
             raise UserError(
                 f"{source} has only one class ({', '.join(names)}); a classifier needs at least two"
             )
-        if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
             raise UserError(
-                f"{source}: {_some(repeated)}: more than one class has this name; rename or merge"
+                f"{source}: more than one class is called {_first_few(repeated)}; rename or merge"
                 " them"
             )
         counts = np.bincount(split.images.labels, minlength=len(names))
         if lacking := [names[label] for label in np.flatnonzero(counts == 0)]:
             raise UserError(
-                f"{source}, split {split.name}: no image of class {_some(lacking)}"
+                f"{source}, split {split.name}: no image of class {_first_few(lacking)}"
                 f" ({len(lacking)} of {len(names)} classes); add images, or remove the class from"
                 " every split"
             )
-        if not messages:
-            by_case: dict[str, list[str]] = {}
-            for name in names:
-                by_case.setdefault(name.casefold(), []).append(name)
-            messages += [
-                f"{source}: the classes {' and '.join(same)} differ by case only; merge them if they"
-                " mean the same"
-                for same in by_case.values()
-                if len(same) > 1
-            ]
-    return messages
+        by_case: dict[str, list[str]] = {}
+        for name in names:
+            by_case.setdefault(name.casefold(), []).append(name)
+        for same in by_case.values():
+            if len(same) > 1:
+                classes = " and ".join(same)
+                messages[
+                    f"{source}: the classes {classes} differ by case only; if they mean the same,"
+                    " merge them"
+                ] = None
+    return list(messages)
 
 
-def _some(names: list[str]) -> str:
+def _first_few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 class _Loader:
-    def __init__(self, recipe: Any) -> None:
+    """Loads splits of one source, and adds up what loading them took and said."""
+
+    def __init__(self, recipe: Recipe, pixel_range: PixelRange | None = None) -> None:
         for key in ("validation_fraction", "test_fraction"):
             if not 0 <= getattr(recipe, key) < 1:
                 raise UserError(
                     f"{key} is {getattr(recipe, key)}; it must be at least 0 and below 1"
                 )
         self.recipe = recipe
-        columns = arrow.Columns(recipe.image_column_name, recipe.label_column_name)
         self.source = find_source(
-            recipe.dataset_name, recipe.dataset_revision, recipe.dataset_config_name, columns
+            recipe.dataset_name,
+            recipe.dataset_revision,
+            recipe.dataset_config_name,
+            Columns(recipe.image_column_name, recipe.label_column_name),
         )
-        self.messages: list[str] = []
+        self.messages = list(self.source.messages)
+        self.seconds = self.build_seconds = 0.0
+        self.pixel_range: PixelRange | None = None
+        self._deep = pixel_range or deep_setting(recipe.deep_pixels)
 
     def splits(self, *wanted: str) -> dict[str, Split]:
-        """Those of `wanted` that there are."""
+        """Return those of `wanted` that there are, cut and thinned as the recipe says."""
         recipe, brought = self.recipe, self.source.splits
-        found: dict[str, Split] = {}
-        if "train" in wanted or any(name not in brought for name in wanted):
-            if "train" not in brought:
-                raise UserError(
-                    f"{self.source.name} has no train split, only {', '.join(brought)}; name data that has one"
-                )
-            train = self._whole("train")
+        splits: dict[str, Split] = {}
+        needs_train = "train" in wanted or isinstance(self._deep, Percentiles)
+        if needs_train or any(name not in brought for name in wanted):
+            train = self._load("train")
             if "test" not in brought and recipe.test_fraction:
-                train, found["test"] = self._cut(train, "test", recipe.test_fraction, TEST_CUT)
+                train, splits["test"] = self._cut(train, "test", recipe.test_fraction, TEST_CUT)
             if "validation" not in brought and recipe.validation_fraction:
-                train, found["validation"] = self._cut(
+                train, splits["validation"] = self._cut(
                     train, "validation", recipe.validation_fraction, VALIDATION_CUT
                 )
-            if recipe.train_samples_per_class and "train" in wanted:
-                train = self._take(
-                    train,
-                    samples_per_class(
-                        train.labels,
-                        recipe.train_samples_per_class,
-                        recipe.seed,
-                        train.images.label_names,
-                    ),
-                )
-            found["train"] = train
+            splits["train"] = train
         for name in ("validation", "test"):
-            if name in wanted and name in brought:
-                found[name] = self._whole(name)
+            if name in brought and (name in wanted or self._compares(name, wanted)):
+                splits[name] = self._load(name)
+        if "train" in wanted:
+            splits["train"] = self._thin(splits["train"], splits.get("test"))
         for name, most in (
             ("train", recipe.max_train_samples),
             ("validation", recipe.max_eval_samples),
             ("test", recipe.max_eval_samples),
         ):
-            if most and name in found:
-                found[name] = self._take(found[name], first_rows(found[name].labels, most))
+            if most and name in splits:
+                splits[name] = _take(splits[name], first_rows(splits[name].labels, most))
         return {
-            name: found[name]
+            name: splits[name]
             for name in ("train", "validation", "test")
-            if name in found and name in wanted
+            if name in splits and name in wanted
         }
 
-    def _whole(self, name: str) -> Split:
-        images, message = load_images(
-            lambda folder: self.source.open(name, folder),
-            identity=f"{self.source.identity} {name}",
-            state=self.source.state,
-            where=f"{self.source.name}, split {name}",
-            data_path=self.recipe.data_path,
-            on_bad_image=self.recipe.on_bad_image,
+    def _compares(self, name: str, wanted: tuple[str, ...]) -> bool:
+        return name == "test" and "train" in wanted and self.recipe.drop_test_duplicates
+
+    def _load(self, name: str) -> Split:
+        """Return all of a split that the source brings."""
+        source = self.source
+        if name not in source.splits:
+            raise UserError(
+                f"{source.name} has no {name} split, only {', '.join(source.splits)}; name data"
+                " that has one"
+            )
+        loaded = load_images(
+            SplitRequest(
+                open=lambda folder: source.open(name, folder),
+                identity=f"{source.identity} {name}",
+                source_state=source.state,
+                where=f"{source.name}, split {name}",
+                data_path=self.recipe.data_path,
+                on_bad_image=self.recipe.on_bad_image,
+                deep=self._deep,
+            )
         )
-        self.messages.append(message)
+        if isinstance(self._deep, Percentiles):
+            self._deep = loaded.pixel_range  # train's, which is loaded first, for the others too
+        self.pixel_range = self.pixel_range or loaded.pixel_range
+        self.messages.append(loaded.message)
+        self.seconds += loaded.seconds
+        self.build_seconds += loaded.build_seconds
+        images = loaded.store
         return Split(name, images, np.arange(len(images), dtype=np.int64), images.labels)
 
     def _cut(self, train: Split, name: str, fraction: float, stream: int) -> tuple[Split, Split]:
-        cut = stratified_cut(train.labels, fraction, self.recipe.seed, stream)
-        kept = np.setdiff1d(np.arange(len(train)), cut, assume_unique=True)
+        positions = stratified_cut(train.labels, fraction, self.recipe.seed, stream)
+        rest = np.setdiff1d(np.arange(len(train)), positions, assume_unique=True)
         self.messages.append(
-            f"{self.source.name}: {name} is {len(cut):,} images cut from the {len(train):,} of train"
+            f"{self.source.name}: {name} is {len(positions):,} images cut from the"
+            f" {len(train):,} of train"
         )
-        return self._take(train, kept), replace(self._take(train, cut), name=name)
+        return _take(train, rest), replace(_take(train, positions), name=name)
 
-    @staticmethod
-    def _take(split: Split, positions: np.ndarray) -> Split:
-        return replace(split, rows=split.rows[positions], labels=split.labels[positions])
+    def _thin(self, train: Split, test: Split | None) -> Split:
+        """Take duplicates of test images out of train, then draw `train_samples_per_class`."""
+        recipe = self.recipe
+        if test is not None:
+            in_test, in_train = in_both(train, test)
+            if in_train.any():
+                message = (
+                    f"{self.source.name}: {in_train.sum():,} of {len(test):,} test images are in"
+                    " train too, exactly by their pixels"
+                )
+                if recipe.drop_test_duplicates:
+                    message += f"; {in_test.sum():,} images were taken out of train"
+                    train = self._without(train, in_test)
+                else:
+                    message += "; drop_test_duplicates: true takes them out of train"
+                self.messages.append(message)
+        if recipe.train_samples_per_class:
+            names, per_class = train.images.label_names, recipe.train_samples_per_class
+            train = _take(train, samples_per_class(train.labels, per_class, recipe.seed, names))
+        return train
+
+    def _without(self, train: Split, in_test: np.ndarray) -> Split:
+        names, rest = train.images.label_names, _take(train, np.flatnonzero(~in_test))
+        counts = np.bincount(rest.labels, minlength=len(names))
+        if lacking := [names[label] for label in np.flatnonzero(counts == 0)]:
+            raise UserError(
+                f"{self.source.name}: drop_test_duplicates leaves no image of class"
+                f" {_first_few(lacking)} in train; leave the key out or add images"
+            )
+        return rest
+
+
+def _take(split: Split, positions: np.ndarray) -> Split:
+    return replace(split, rows=split.rows[positions], labels=split.labels[positions])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_cifar.data.deep_pixels import PixelRange
 from hf_cifar.data.image_store import ImageStore
 from hf_cifar.errors import UserError
 
@@ -14,8 +15,9 @@ TEST_CUT, VALIDATION_CUT, FEW_SHOT = range(3)  # each random choice has its own 
 
 @dataclass(frozen=True)
 class Split:
-    """Some rows of some images, ascending. name: train, validation or test; rows: int64 [n];
-    labels: int64 [n].
+    """Some rows of some images, ascending.
+
+    name: train, validation or test. rows: int64 [n]. labels: int64 [n].
     """
 
     name: str
@@ -29,10 +31,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains, chooses and scores on; no row is in two splits.
+    """The splits that a run trains, chooses and scores on; no row is in two of them.
 
-    label_names: one a class. fingerprint: sha256 hex over the splits' images and rows. source: what
-    dataset_name said, without the path of a folder. messages: lines for the log.
+    label_names: one a class. fingerprint: sha256 hex over the splits' images and rows. source: the
+    data set's name, without the path of a folder. messages: lines for the log.
+    seconds: what loading took. build_seconds: what it takes with an empty image cache.
+    pixel_range: what converted pictures with more than 8 bits a channel; None if there are none.
     """
 
     train: Split
@@ -43,13 +47,16 @@ class Data:
     source: str
     license: str | None
     messages: list[str]
+    seconds: float
+    build_seconds: float
+    pixel_range: PixelRange | None
 
 
 def apportion(counts: np.ndarray, total: int, least: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """int64 [K] in proportion to `counts`, within [least, most], that sum to `total` (Hamilton's
-    largest remainder).
+    """Return int64 [K] in proportion to `counts`, within [least, most], that sum to `total`
+    (Hamilton's largest remainder).
 
-    Where the bounds do not admit `total`, the nearest sum that they do.
+    Where the bounds do not admit `total`, the sum is the nearest that they do.
     """
     total = int(np.clip(total, least.sum(), most.sum()))
     exact = counts * (total / counts.sum())
@@ -62,7 +69,8 @@ def apportion(counts: np.ndarray, total: int, least: np.ndarray, most: np.ndarra
 
 
 def stratified_cut(labels: np.ndarray, fraction: float, seed: int, stream: int) -> np.ndarray:
-    """Ascending positions of round(fraction * n) labels (int64 [n]), drawn by class in proportion.
+    """Return ascending positions of round(fraction * n) labels (int64 [n]), drawn by class in
+    proportion.
 
     Every class gives one at least and keeps one at least, so a cut of fewer images than classes is
     as large as the number of classes, and a class with a single image keeps it.
@@ -76,24 +84,25 @@ def stratified_cut(labels: np.ndarray, fraction: float, seed: int, stream: int) 
 def samples_per_class(
     labels: np.ndarray, per_class: int, seed: int, names: list[str]
 ) -> np.ndarray:
-    """Ascending positions of `per_class` labels of each class, drawn at random. UserError where a
-    class has fewer.
+    """Return ascending positions of `per_class` labels of each class, drawn at random.
+
+    Raises UserError where a class has fewer.
     """
     counts = np.bincount(labels, minlength=len(names))
-    if lacking := [
-        f"{names[label]} ({counts[label]})" for label in np.flatnonzero(counts < per_class)
-    ]:
+    lacking = [f"{names[label]} ({counts[label]})" for label in np.flatnonzero(counts < per_class)]
+    if lacking:
         raise UserError(
-            f"train_samples_per_class is {per_class}, but after the cuts there are fewer of {', '.join(lacking[:5])}; lower it"
+            f"train_samples_per_class is {per_class}, but after the cuts there are fewer of"
+            f" {', '.join(lacking[:5])}; lower it"
         )
     return _draw(labels, np.full(len(names), per_class), seed, FEW_SHOT)
 
 
 def first_rows(labels: np.ndarray, most: int) -> np.ndarray:
-    """Ascending positions of `most` labels (all, if there are fewer): by class in proportion, the
-    first of each class.
+    """Return ascending positions of `most` labels (all, if there are fewer): by class in
+    proportion, the first of each class.
 
-    At least one of each class, if `most` admits it.
+    Each class keeps at least one, if `most` admits that.
     """
     counts = np.bincount(labels)
     if most >= len(labels):

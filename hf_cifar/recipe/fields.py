@@ -110,6 +110,15 @@ class DataKeys:
     on_bad_image: Literal["error", "skip"] = key(
         "error", "an unreadable image stops the run (error), or is left out and listed (skip)"
     )
+    deep_pixels: Literal["error", "rescale"] | list[Annotated[float, Ge(0), Le(100)]] = key(
+        "error",
+        "pictures with more than 8 bits a channel (X-rays, thermal or microscope images) stop the"
+        " run (error), or are converted to 8 bits: from the range of their type (rescale), or from"
+        " two percentiles of the training pictures, such as [0.5, 99.5]",
+    )
+    drop_test_duplicates: bool = key(
+        False, "take pictures out of train that test has too, exactly by their pixels"
+    )
     data_path: Literal["auto", "device", "table", "workers"] = key(
         "auto",
         "where images are kept: decoded on the device, decoded in a memory-mapped file (table), or"
@@ -346,6 +355,7 @@ REFUSED = {
     "train_sampling_strategy": "the order of images follows from seed and epoch",
     "full_determinism": "set `seed`; every random choice follows from it",
     "include_for_metrics": "metrics are computed from predictions and labels",
+    "neftune_noise_alpha": "it adds noise to token embeddings, and images have none",
     "parallelism_config": "use an accelerate configuration file (`hf-cifar recipes copy"
     " accelerate`)",
 }

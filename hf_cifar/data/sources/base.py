@@ -4,14 +4,13 @@ how to open it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_cifar.data.decode import Encoded, Pixels
+from hf_cifar.data.decode_split import EncodedImages, RawImages
+from hf_cifar.data.regular_files import MAX_TEXT_BYTES, read_regular_file
 
 SPLITS = {
     "train": "train",
@@ -29,9 +28,11 @@ SPLITS = {
 class Source:
     """A data set that was found but not read.
 
-    splits: those of train, validation and test that it brings. identity, state: see
-    `cache.load_images`. open(split, folder) reads the labels and gives access to the images; it may
-    keep files in `folder`.
+    splits: those of train, validation and test that it brings.
+    identity, state: see `SplitRequest`.
+    open: open(split, folder) reads the labels and gives access to the pictures; it may keep files
+        in `folder`.
+    messages: lines for the log.
     """
 
     name: str
@@ -39,49 +40,45 @@ class Source:
     splits: tuple[str, ...]
     identity: str
     state: str
-    open: Callable[[str, Path], Encoded | Pixels]
+    open: Callable[[str, Path], EncodedImages | RawImages]
+    messages: tuple[str, ...] = ()
 
 
 def file_state(path: Path) -> str:
-    """Size in bytes and time of change in nanoseconds."""
+    """Return a file's name, size in bytes and time of change in nanoseconds."""
     stat = path.stat()
     return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def digest(state: Any) -> str:
-    """A short name for anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+def read_card(folder: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
+    """Return the licence and the features of a folder's README.md, as far as it says them.
 
-
-def card(folder: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
-    """The licence and the features (as `datasets.Features.to_dict` has them) of a folder's
-    README.md, if it says.
+    The features are as `datasets.Features.to_dict` has them.
     """
     import yaml
 
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = read_regular_file(folder / "README.md", MAX_TEXT_BYTES).decode("utf-8")
         front = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
+    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError):
         return None, {}
-    if not isinstance(front, dict):
-        return None, {}
-    license = front.get("license")
-    license = license[0] if isinstance(license, list) and license else license
-    info = front.get("dataset_info")
-    info = info[0] if isinstance(info, list) and info else info
+    front = front if isinstance(front, dict) else {}
+    license, info = _only(front.get("license")), _only(front.get("dataset_info"))
+    listed = info.get("features") if isinstance(info, dict) else None
     features: dict[str, dict[str, Any]] = {}
-    for feature in info.get("features", []) if isinstance(info, dict) else []:
-        kind = feature.get("dtype")
+    for feature in listed if isinstance(listed, list) else []:
+        name, kind = (
+            (feature.get("name"), feature.get("dtype")) if isinstance(feature, dict) else ("", "")
+        )
+        if not isinstance(name, str):
+            continue
         if kind == "image":
-            features[feature["name"]] = {"_type": "Image"}
-        elif isinstance(kind, dict) and "class_label" in kind:
-            names = kind["class_label"].get("names", {})
-            names = (
-                [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
-            )
-            features[feature["name"]] = {
-                "_type": "ClassLabel",
-                "names": [str(name) for name in names],
-            }
-    return str(license) if license else None, features
+            features[name] = {"_type": "Image"}
+        elif isinstance(kind, dict) and isinstance(kind.get("class_label"), dict):
+            features[name] = {"_type": "ClassLabel", "names": kind["class_label"].get("names")}
+    return license if isinstance(license, str) else None, features
+
+
+def _only(value: Any) -> Any:
+    """Return the first item of a list, or the value itself."""
+    return value[0] if isinstance(value, list) and value else value

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hf_cifar.data.sources import archives, arrow, folders
+from hf_cifar.data.sources import archives, folders, parquet, picture_lists, saved
 from hf_cifar.data.sources.base import Source
+from hf_cifar.data.sources.columns import Columns
 from hf_cifar.errors import UserError
 
 SAMPLE = Path(__file__).parents[2] / "sample"
@@ -16,24 +17,19 @@ def find_source(
     dataset_name: str,
     revision: str | None = None,
     config: str | None = None,
-    columns: arrow.Columns | None = None,
+    columns: Columns | None = None,
 ) -> Source:
-    """What `dataset_name` names: `sample`, a folder, a CIFAR archive, a Hub id. UserError if there
-    is nothing.
+    """Return the data set that `dataset_name` names: `sample`, a folder, a CIFAR archive or a Hub
+    id. Raises UserError if there is none.
+
+    revision, config, columns: the recipe's further keys about the data set.
     """
-    columns = columns or arrow.Columns()
+    columns = columns or Columns()
     if dataset_name == "sample":
-        return arrow.find_parquet(SAMPLE, "sample", config, columns)
+        return parquet.find(SAMPLE, "sample", config, columns)
     path = Path(dataset_name).expanduser()
     if path.is_dir():
-        name = path.resolve().name
-        if folder := archives.unpacked(path):
-            return archives.find(folder, name)
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return arrow.find_saved(path, name, columns)
-        if next(path.rglob("*.parquet"), None):
-            return arrow.find_parquet(path, name, config, columns)
-        return folders.find(path, name)
+        return _find_folder(path, config, columns)
     if path.is_file():
         if path.name.endswith((".tar.gz", ".tgz", ".tar")):
             return archives.find(path, path.name)
@@ -42,6 +38,18 @@ def find_source(
         )
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", dataset_name):
         raise UserError(
-            f"dataset_name {dataset_name}: there is no such folder; correct the path or set dataset_name: sample"
+            f"dataset_name {dataset_name}: there is no such folder; correct the path or set"
+            " dataset_name: sample"
         )
-    return arrow.find_hub(dataset_name, revision, config, columns)
+    return saved.find_hub(dataset_name, revision, config, columns)
+
+
+def _find_folder(path: Path, config: str | None, columns: Columns) -> Source:
+    name = path.resolve().name
+    if folder := archives.unpacked(path):
+        return archives.find(folder, name)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return saved.find_folder(path, name, columns)
+    if any(file.name != "metadata.parquet" for file in path.rglob("*.parquet")):
+        return parquet.find(path, name, config, columns)
+    return picture_lists.find(path, name, columns.label) or folders.find(path, name)

@@ -1,5 +1,5 @@
-"""Class folders: train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE, with images of any size
-and mode.
+"""Class folders: train/CLASS/PICTURE and test/CLASS/PICTURE, or CLASS/PICTURE, with pictures of any
+size and mode.
 """
 
 from __future__ import annotations
@@ -8,38 +8,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from hf_cifar.data.sources.base import SPLITS, Source, card, digest
+from hf_cifar.data.decode import MAX_PICTURE_BYTES, PICTURE_SUFFIXES
+from hf_cifar.data.regular_files import read_regular_file
+from hf_cifar.data.sources.base import SPLITS, Source, read_card
 from hf_cifar.errors import UserError
-
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".apng",
-    ".avif",
-    ".bmp",
-    ".dib",
-    ".gif",
-    ".jfif",
-    ".jp2",
-    ".jpe",
-    ".jpeg",
-    ".jpg",
-    ".pbm",
-    ".pgm",
-    ".png",
-    ".pnm",
-    ".ppm",
-    ".tga",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
+from hf_cifar.files import json_digest
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """One image file a row, below `root`; labels: int64 [N]."""
+    """One picture's file a row, below `root`; labels: int64 [N]."""
 
     root: Path
     files: list[str]
@@ -47,69 +29,88 @@ class FileImages:
     label_names: list[str]
 
     def encoded(self, row: int) -> bytes:
-        return (self.root / self.files[row]).read_bytes()
+        """Return the content of the picture's file. Raises OSError where there is none."""
+        return read_regular_file(self.root / self.files[row], MAX_PICTURE_BYTES)
 
     def name(self, row: int) -> str:
+        """Return what to call the row in a message: its file, from `root`."""
         return self.files[row]
 
 
 def find(root: Path, name: str) -> Source:
-    """The class folders below `root`; hidden files and other suffixes than images' are passed over."""
-    folders: dict[str, str] = {}
-    for folder in _subfolders(root):
-        split = SPLITS.get(folder.lower())
-        if split in folders:
-            raise UserError(
-                f"{name}: folders {folders[split]} and {folder} both name the {split} split; keep one"
-            )
-        if split:
-            folders[split] = folder
-    try:
-        found = {
-            split: _classes(root, folder) for split, folder in (folders or {"train": ""}).items()
+    """Return the data set of the class folders below `root`.
+
+    Hidden files, and those without a suffix of pictures, are passed over. Raises UserError if there
+    is no picture in a class folder.
+    """
+    classes = {
+        split: {
+            label: sorted(pictures_below(root, os.path.join(folder, label)))
+            for label in subfolders(root / folder)
         }
-    except OSError as error:
+        for split, folder in split_folders(root, name).items()
+    }
+    names = sorted({label for pictures in classes.values() for label in pictures})
+    if not any(files for pictures in classes.values() for files in pictures.values()):
         raise UserError(
-            f"folder {error.filename} cannot be listed ({error.strerror}); correct its permissions"
-        ) from None
-    names = sorted({label for classes in found.values() for label in classes})
-    if not any(files for classes in found.values() for files in classes.values()):
-        raise UserError(
-            f"{name}: the folder holds no images in class folders; expected train/CLASS/IMAGE and test/CLASS/IMAGE, "
-            "or CLASS/IMAGE, or parquet files in the Hub's layout"
+            f"{name}: the folder holds no pictures in class folders; expected train/CLASS/PICTURE"
+            " and test/CLASS/PICTURE, or CLASS/PICTURE, or pictures beside a metadata.csv, or"
+            " parquet files in the Hub's layout"
         )
 
     def open_split(split: str, _: Path) -> FileImages:
         rows = [
             (file, label)
             for label, key in enumerate(names)
-            for file, _ in found[split].get(key, [])
+            for file, _ in classes[split].get(key, [])
         ]
         labels = np.array([label for _, label in rows], dtype=np.int64)
         return FileImages(root, [file for file, _ in rows], labels, names)
 
-    return Source(
-        name, card(root)[0], tuple(found), f"classes {root.resolve()}", digest(found), open_split
-    )
+    identity, state = f"classes {root.resolve()}", json_digest(classes)
+    return Source(name, read_card(root)[0], tuple(classes), identity, state, open_split)
 
 
-def _classes(root: Path, folder: str) -> dict[str, list[tuple[str, str]]]:
-    """For each class its image files, sorted, with their size and time."""
-    return {
-        label: sorted(_images(root, os.path.join(folder, label)))
-        for label in _subfolders(root / folder)
-    }
+def split_folders(root: Path, name: str) -> dict[str, str]:
+    """Return the subfolder of each split, or {"train": ""} if no subfolder is named after a split.
+
+    Raises UserError if two folders name one split.
+    """
+    folders: dict[str, str] = {}
+    for folder in subfolders(root):
+        split = SPLITS.get(folder.lower())
+        if split in folders:
+            raise UserError(
+                f"{name}: folders {folders[split]} and {folder} both name the {split} split; keep"
+                " one"
+            )
+        if split:
+            folders[split] = folder
+    return folders or {"train": ""}
 
 
-def _images(root: Path, folder: str) -> Iterator[tuple[str, str]]:
-    with os.scandir(root / folder) as entries:
+def pictures_below(
+    root: Path, folder: str, above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, str]]:
+    """Yield each picture's path from `root`, and its size and time, in `root/folder` and below.
+
+    above: device and inode of the folders above, to notice links that lead in circles. Raises
+    UserError for a folder that can't be listed.
+    """
+    with _listed(root / folder) as entries:
+        status = os.stat(root / folder)
+        here = status.st_dev, status.st_ino
+        if here in above:
+            raise UserError(
+                f"folder {root / folder} is a link to a folder that it lies in; remove the link"
+            )
         for entry in entries:
             path = os.path.join(folder, entry.name)
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from _images(root, path)
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            if _is_folder(entry):
+                yield from pictures_below(root, path, (*above, here))
+            elif entry.name.lower().endswith(PICTURE_SUFFIXES):
                 try:
                     stat = entry.stat()
                     yield path, f"{stat.st_size} {stat.st_mtime_ns}"
@@ -117,9 +118,31 @@ def _images(root: Path, folder: str) -> Iterator[tuple[str, str]]:
                     yield path, "unreadable"
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+def subfolders(folder: Path) -> list[str]:
+    """Return the sorted names of a folder's folders, hidden ones left out. Raises UserError."""
+    with _listed(folder) as entries:
+        return sorted(
+            entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith(".")
+        )
+
+
+def _listed(folder: Path) -> Any:
+    try:
+        return os.scandir(folder)
+    except PermissionError:
+        raise UserError(
+            f"folder {folder} cannot be listed (permission denied); correct its permissions"
+        ) from None
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be listed ({error.strerror}); remove it") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if entry.name.lower().endswith(PICTURE_SUFFIXES):
+            return False  # it is named as a bad image when it is read
+        raise UserError(
+            f"{entry.path} cannot be read ({error.strerror}); remove the link"
+        ) from None

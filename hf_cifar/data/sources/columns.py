@@ -1,0 +1,178 @@
+"""Which columns of a table hold the pictures and the labels, and what the classes are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_cifar.errors import UserError
+
+MAX_CLASSES = 65_536
+IMAGE_COLUMNS = ("image", "img")  # the usual names
+LABEL_COLUMNS = ("label", "labels")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that the recipe names; None: found by type."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+def features_of(schema: Any) -> dict[str, Any]:
+    """Return the features that `datasets` wrote into a schema's metadata, as `Features.to_dict` has
+    them, or {}.
+    """
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    except (TypeError, KeyError, ValueError, RecursionError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def choose_columns(
+    schema: Any, features: dict[str, Any], wanted: Columns, name: str
+) -> tuple[str, str, list[str] | None]:
+    """Return the image column, the label column and its class names (None: its values say them).
+
+    A column is chosen by its feature type (`datasets.Image`, `ClassLabel`); in files that
+    `datasets` did not write, by its Arrow type. Of several, the one with a usual name is meant;
+    else the recipe has to say. name: the data set's, for messages. Raises UserError.
+    """
+    kinds = {
+        key: feature.get("_type") for key, feature in features.items() if isinstance(feature, dict)
+    }
+    types = {field.name: field.type for field in schema}
+    listed = ", ".join(f"{key} ({kinds.get(key) or types[key]})" for key in types)
+
+    def choose(
+        key: str,
+        asked: str | None,
+        candidates: list[str],
+        usual: tuple[str, ...],
+        fits: Callable[[Any], bool],
+    ) -> str:
+        if asked is not None and asked not in types:
+            raise UserError(f"{name}: {key} is {asked}, but the columns are {listed}")
+        if asked is None:
+            if len(candidates) > 1:
+                candidates = [column for column in candidates if column in usual] or candidates
+            if len(candidates) != 1:
+                raise UserError(
+                    f"{name}: set {key}, since {len(candidates)} columns could be meant; the"
+                    f" columns are {listed}"
+                )
+        column = candidates[0] if asked is None else asked
+        if not fits(types[column]):
+            expected = "pictures" if fits is _is_image else "one integer or text in each row"
+            raise UserError(
+                f"{name}: {key} is {column}, which is of another type than {expected}; the columns"
+                f" are {listed}"
+            )
+        return column
+
+    def of(kind: str, like: Callable[[Any], bool]) -> list[str]:
+        typed = [column for column in types if kinds.get(column) == kind]
+        return typed or [column for column, type_ in types.items() if like(type_)]
+
+    image = choose(
+        "image_column_name", wanted.image, of("Image", _is_image), IMAGE_COLUMNS, _is_image
+    )
+    labels = of("ClassLabel", _is_number) or of("ClassLabel", is_text)
+    label = choose(
+        "label_column_name",
+        wanted.label,
+        labels,
+        LABEL_COLUMNS,
+        lambda type_: _is_number(type_) or is_text(type_),
+    )
+    if kinds.get(label) != "ClassLabel":
+        return image, label, None
+    return image, label, _declared_names(features[label].get("names"), f"{name}: column {label}")
+
+
+def _declared_names(names: Any, where: str) -> list[str] | None:
+    """Return the class names of a ClassLabel feature: a list, or a mapping from numbers as in a
+    card. Raises UserError for anything else.
+    """
+    if isinstance(names, dict):
+        by_number = {str(key): value for key, value in names.items()}
+        names = [by_number.get(str(label)) for label in range(len(by_number))]
+    if not names:
+        return None
+    fits = isinstance(names, list) and len(names) <= MAX_CLASSES
+    if not fits or not all(isinstance(name, str | int | float) for name in names):
+        raise UserError(f"{where}: its class names are not a list of texts; correct the metadata")
+    return [str(name) for name in names]
+
+
+def _is_image(type_: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_struct(type_):
+        return {type_.field(i).name for i in range(type_.num_fields)} >= {"bytes", "path"}
+    return types.is_binary(type_) or types.is_large_binary(type_)
+
+
+def _is_number(type_: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_integer(type_) or types.is_boolean(type_)
+
+
+def is_text(type_: Any) -> bool:
+    """Return whether an Arrow type is text."""
+    import pyarrow.types as types
+
+    return types.is_string(type_) or types.is_large_string(type_)
+
+
+def class_names(columns: Iterable[Any]) -> list[str]:
+    """Return the classes of the label columns of all splits: their sorted texts, or "0" to the
+    largest integer. Raises UserError for more than `MAX_CLASSES`.
+    """
+    import pyarrow.compute as pc
+
+    names: set[str] = set()
+    highest = -1
+    for column in columns:
+        if is_text(column.type):
+            names.update(value for value in pc.unique(column).to_pylist() if value is not None)
+        else:
+            highest = max(highest, int(pc.max(column).as_py() or 0))
+    if highest >= MAX_CLASSES:
+        raise UserError(
+            f"a label is {highest}, more than {MAX_CLASSES:,} classes; is this column a label at"
+            " all?"
+        )
+    return sorted(names) or [str(label) for label in range(highest + 1)]
+
+
+def label_array(column: Any, names: list[str], where: str) -> np.ndarray:
+    """Return int64 [N] from integers, booleans or the classes' names.
+
+    where: the data set and split, for messages. Raises UserError that names a row without a label.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if is_text(column.type):
+        column = pc.index_in(column, pa.array(names, column.type))
+    if column.null_count:
+        row = pc.index(pc.is_null(column), True).as_py()
+        raise UserError(
+            f"{where}: row {row} has no label, or one that is no class; correct or remove it"
+        )
+    try:
+        return column.cast(pa.int64()).to_numpy().astype(np.int64)
+    except pa.ArrowInvalid:
+        label = pc.max(column).as_py()
+        raise UserError(
+            f"{where}: row {pc.index(column, label).as_py()} has label {label}, outside"
+            f" 0..{len(names) - 1}; correct the labels or the label names"
+        ) from None
