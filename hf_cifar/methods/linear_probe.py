@@ -10,7 +10,6 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from hf_cifar.data.batches import ImageBatches
 from hf_cifar.data.image_cache import cache_folder
@@ -21,6 +20,7 @@ from hf_cifar.features.store import weights_fingerprint
 from hf_cifar.methods.base import Learner, Method, Setup
 from hf_cifar.models.structure import head
 from hf_cifar.recipe.fields import TRAINING_DEFAULTS, MethodKeys
+from hf_cifar.training.progress import image_progress
 
 log = logging.getLogger(__name__)
 # Keys of gradient descent, which say nothing about a problem that is solved to convergence.
@@ -95,11 +95,11 @@ class ProbeLearner:
         costs = [f.seconds_from_nothing for f in (train, *evaluation.values())]
         labels = cast(np.ndarray, self.setup.datasets.train.labels)
         device = self.setup.arguments.device
-        values = torch.from_numpy(np.array(train.values)).flatten(0, 1).to(device)
-        all_labels = torch.from_numpy(np.tile(labels, len(train.values))).to(device)
-        classes = head(self.setup.model)[1].out_features
         self.classifier = fit_logistic_regression(
-            values, all_labels, classes, seed=self.setup.recipe.seed
+            torch.from_numpy(np.array(train.values)).to(device),
+            torch.from_numpy(labels).to(device),
+            head(self.setup.model)[1].out_features,
+            seed=self.setup.recipe.seed,
         )
         fit_end = time.perf_counter()
         self.features = {
@@ -127,8 +127,8 @@ class ProbeLearner:
         # With one view, the clean images of train that are scored are part of what trains.
         clean_train = images.pop("train", None) if views == 1 else None
         total = views * len(train) + sum(map(len, images.values()))
-        quiet = arguments.disable_tqdm or not arguments.should_save
-        with tqdm(total=total, desc="features", unit=" images", disable=quiet) as bar:
+        shown = arguments.should_save and not arguments.disable_tqdm
+        with image_progress("features", total, shown) as bar:
             compute = partial(
                 compute_features,
                 setup.model,
