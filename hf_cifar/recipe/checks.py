@@ -26,6 +26,11 @@ def check_keys_together(recipe: Recipe, where: str) -> None:
         pair = getattr(recipe, name)
         if pair is not None and (len(pair) != 2 or pair[0] > pair[1]):
             raise UserError(f"{where}: {name}: must be [smallest, largest], got {shown(pair)}")
+    percentiles = recipe.deep_pixels
+    if isinstance(percentiles, list) and (
+        len(percentiles) != 2 or percentiles[0] >= percentiles[1]
+    ):
+        raise UserError(f"{where}: deep_pixels: must be [low, high], got {shown(percentiles)}")
     if training["push_to_hub"] and not training["hub_model_id"]:
         raise UserError(f"{where}: push_to_hub: set `hub_model_id: user/name` as well")
     if recipe.data_path == "device" and training["dataloader_num_workers"]:

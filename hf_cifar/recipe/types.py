@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import reprlib
 import types
@@ -20,6 +21,7 @@ BOUNDS = {
     "less_than_equal": "at most {le:g}",
     "finite_number": "a finite number",
 }
+MOST_CHOICES = 12  # that a message lists
 SINGULAR = {
     int: "a whole number",
     float: "a number",
@@ -47,7 +49,9 @@ def validate(value: Any, hint: Any, where: str) -> Any:
             errors += error.errors(include_url=False, include_input=True)
     bound = next((error for error in errors if error["type"] in BOUNDS), None)
     if bound is None:
-        raise UserError(f"{where}: must be {_expected(hint)}, got {shown(value)}")
+        raise UserError(
+            f"{where}: must be {_expected(hint)}, got {shown(value)}{_nearest(hint, value)}"
+        )
     limit = BOUNDS[bound["type"]].format(**bound.get("ctx", {}))
     raise UserError(f"{where}: must be {limit}, got {shown(bound['input'])}")
 
@@ -90,13 +94,25 @@ def shown(value: Any) -> str:
     return visible(short.repr(value), most=80)
 
 
+def _nearest(hint: Any, value: Any) -> str:
+    """Return a remedy that names the nearest choice, where `_expected` does not name them all."""
+    choices = [str(choice) for choice in typing.get_args(hint)]
+    if typing.get_origin(hint) is not Literal or len(choices) <= MOST_CHOICES:
+        return ""
+    word = visible(value, most=80)
+    longer = [choice for choice in choices if choice.startswith(word)]
+    near = longer or difflib.get_close_matches(word, choices, 1, 0.5)
+    return f"; did you mean `{near[0]}`?" if near else ""
+
+
 def _expected(hint: Any, names: dict[Any, str] = SINGULAR) -> str:
     """Return a type in words, such as "a list of numbers or null"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _expected(arguments[0], names)
     if origin is Literal:
-        choices = ", ".join(map(str, arguments))
+        choices = ", ".join(map(str, arguments[:MOST_CHOICES]))
+        choices += ", …" if len(arguments) > MOST_CHOICES else ""
         return f"one of {choices}" if names is SINGULAR else choices
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_expected(argument, names) for argument in arguments)

@@ -62,11 +62,20 @@ def test_trains_from_any_folder(installed: Path, tmp_path: Path) -> None:
         "depths": [1, 1],
         "layer_type": "basic",
     }
-    recipe.write_text(
-        f"from_scratch: true\nmodel_config: {json.dumps(config)}\nimage_size: 32\ndataset_name: sample\n"
-        "max_train_samples: 64\nmax_eval_samples: 20\nvalidation_fraction: 0.1\nbf16: false\nnum_train_epochs: 1\n"
-        "per_device_train_batch_size: 16\ndisable_tqdm: true\n"
-    )
+    keys = {
+        "from_scratch": True,
+        "model_config": config,
+        "image_size": 32,
+        "dataset_name": "sample",
+        "max_train_samples": 64,
+        "max_eval_samples": 20,
+        "validation_fraction": 0.1,
+        "bf16": False,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 16,
+        "disable_tqdm": True,
+    }
+    recipe.write_text(json.dumps(keys))
     done = run(installed, tmp_path, "train", str(recipe))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "tiny" / "README.md").read_text().startswith("---\n")

@@ -155,6 +155,8 @@ def test_a_token_is_refused_without_being_repeated(tmp_path):
         ("random_resized_crop_scale: [0.9, 0.5]", "random_resized_crop_scale: must be [smallest"),
         ("random_resized_crop_scale: []", "random_resized_crop_scale: must be [smallest"),
         ("random_resized_crop_ratio: [1, 1, 1]", "random_resized_crop_ratio: must be [smallest"),
+        ("deep_pixels: [99, 1]", "deep_pixels: must be [low, high]"),
+        ("deep_pixels: [50]", "deep_pixels: must be [low, high]"),
         ("push_to_hub: true", "hub_model_id"),
         ("data_path: device\ndataloader_num_workers: 2", "dataloader_num_workers"),
         ("unfreeze_groups: [norms]", "only with `method: partial`"),
@@ -276,6 +278,8 @@ SAMPLES = {  # a value for each own key, as typed and as meant
     "max_eval_samples": ("7", 7),
     "on_bad_image": ("skip", "skip"),
     "data_path": ("table", "table"),
+    "deep_pixels": ("[1.0, 99.0]", [1.0, 99.0]),
+    "drop_test_duplicates": ("true", True),
     "random_resized_crop_scale": ("null", None),
     "random_resized_crop_ratio": ("1,1", [1.0, 1.0]),
     "horizontal_flip": ("0", 0.0),
@@ -417,6 +421,8 @@ def recipes(draw):
     for name in ("random_resized_crop_scale", "random_resized_crop_ratio"):
         if values.get(name) is not None:
             values[name] = sorted((values[name] * 2)[:2])
+    if isinstance(values.get("deep_pixels"), list):
+        values["deep_pixels"] = [0.5, 99.5]
     views = {
         "linear": values.get("feature_views") or 1,
         "partial": values.get("feature_views"),
