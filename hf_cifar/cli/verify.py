@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_cifar.cli.options import new_command, quiet_libraries
+from hf_cifar.cli.output import say
 
 
 def add_parser(commands: Any) -> None:
@@ -29,6 +30,9 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     quiet_libraries()
-    from hf_cifar.evaluation.verify import verify_model
+    from hf_cifar.evaluation.verify import summary, verify
 
-    return verify_model(args.model, args.dataset, args.labels, args.out)
+    result = verify(args.model, args.dataset, args.labels, args.out)
+    for line in summary(result):
+        say(line)
+    return 1 if result.verdict == "refuted" else 0

@@ -1,4 +1,4 @@
-"""A finished model on its device with its own image processor."""
+"""A finished model on its device with its own image processor, as `pipeline` would use them."""
 
 from __future__ import annotations
 
@@ -7,53 +7,57 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_cifar.augmentation.transforms import Transforms
 from hf_cifar.data.batches import ImageBatches
+from hf_cifar.data.deep_pixels import PixelRange
 from hf_cifar.data.splits import Split
 from hf_cifar.errors import UserError
+from hf_cifar.models.config import load_config, read_pixel_range
 from hf_cifar.models.inspect_repo import fetch_model, resolve_model
-from hf_cifar.models.processors import evaluation_processor
+from hf_cifar.models.model_files import ModelFiles
+from hf_cifar.models.pretrained import load_weights
+from hf_cifar.models.processors import load_evaluation_processor
 from hf_cifar.training.precision import keep_freed_memory
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model on its device with its own image processor."""
+    """A model that answers, in evaluation mode.
 
+    labels: its class names in order. pixel_range: how pictures with more than 8 bits a channel were
+    converted for its training; None if they were refused. device: where the model lies.
+    """
+
+    files: ModelFiles
     model: Any
     transforms: Transforms
-    device: torch.device
     labels: list[str]
+    pixel_range: PixelRange | None
+    device: torch.device
 
 
 def load_classifier(name: str) -> Classifier:
-    """The model of a run folder, a model folder or a Hub id (with @revision if wanted). Raises
-    UserError.
+    """Return the model of a run folder, a model folder or a Hub id, with @revision if wanted.
+
+    Raises UserError for a model that can't be had, that is damaged, or that has no classifier.
     """
-    folder, _ = fetch_model(*resolve_model(name))
+    files = fetch_model(*resolve_model(name), classifier=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
-    try:
-        model = AutoModelForImageClassification.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False
-        )
-        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{name}: not a model that transformers loads: {str(error).splitlines()[0][:160]}"
-        ) from None
-    if type(processor).__name__ == "TimmWrapperImageProcessor":  # works on PIL images one at a time
-        processor = evaluation_processor(
-            processor, processor.data_config["input_size"][-1], center_crop=True
-        )
-    shape = processor(images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8), return_tensors="pt")[
-        "pixel_values"
-    ].shape
-    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    return Classifier(model.eval().to(device), Transforms(processor, shape[-1]), device, labels)
+    config = load_config(files)
+    processor, side = load_evaluation_processor(files)
+    model: Any = load_weights(files, config)[0]
+    labels = [str(config.id2label[number]) for number in range(config.num_labels)]
+    return Classifier(
+        files,
+        model.requires_grad_(False).to(device),
+        Transforms(processor, side),
+        labels,
+        read_pixel_range(config),
+        device,
+    )
 
 
 @torch.inference_mode()
@@ -66,18 +70,36 @@ def probabilities(
     channels_last: bool = False,
     flip: bool = False,
 ) -> np.ndarray:
-    """float64 [n, C]: softmax of the model's logits for each image of the split; `flip` averages
-    each with its mirror.
+    """Return float64 [n, C]: the softmax of the model's logits for each image of the split.
+
+    flip: average the answers to an image and to its mirror image.
+    Raises UserError for logits that are not finite.
     """
     batches = ImageBatches(
         split, classifier.transforms, training=False, channels_last=channels_last
     )
-    found = []
+    means, finite = [], []
     for start in range(0, len(batches), batch_size):
         tickets = list(range(start, min(start + batch_size, len(batches))))
         inputs = batches.model_inputs(batches.__getitems__(tickets), classifier.device)
-        views = [inputs["pixel_values"]] + ([inputs["pixel_values"].flip(-1)] if flip else [])
+        images = inputs["pixel_values"]
         with torch.autocast(classifier.device.type, torch.bfloat16, enabled=bf16):
-            logits = [classifier.model(pixel_values=v).logits for v in views]
-        found.append(torch.stack([x.double().softmax(-1) for x in logits]).mean(0))
-    return torch.cat(found).cpu().numpy()  # the one wait for the device
+            views = [images, images.flip(-1)] if flip else [images]
+            logits = torch.stack([classifier.model(pixel_values=view).logits for view in views])
+        means.append(logits.double().softmax(-1).mean(0))
+        finite.append(logits.isfinite().all(-1).all(0))
+    rows_finite = torch.cat(finite).cpu()  # the device is waited for here, and only here
+    check_logits(classifier, rows_finite, f"row {int(rows_finite.int().argmin())} of {split.name}")
+    return torch.cat(means).cpu().numpy()
+
+
+def check_logits(classifier: Classifier, finite: torch.Tensor, first: str) -> None:
+    """Raise UserError unless all of `finite`, bool [n], hold.
+
+    first: what the first image with other logits is called.
+    """
+    if not finite.all():
+        raise UserError(
+            f"{classifier.files.name}: its outputs are not finite for {int((~finite).sum())} of"
+            f" {len(finite)} images, first {first}; use another checkpoint"
+        )

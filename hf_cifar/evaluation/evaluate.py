@@ -2,56 +2,95 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_cifar.data.load import load_split
+from hf_cifar.data.load import check_classes, load_split
+from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import load_classifier, probabilities
 from hf_cifar.evaluation.label_names import map_labels
 from hf_cifar.evaluation.metrics import classification_metrics
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.recipe.recipe import Recipe
-from hf_cifar.training.precision import fastest
+from hf_cifar.training.precision import fastest_precision
 
-
-def data_recipe(model: str, dataset: str | None) -> Recipe:
-    """The data keys to evaluate with: a run's own, so that its splits are the same, else the
-    defaults.
-    """
-    path = Path(model) / "recipe.yaml"
-    recipe = load_recipe(str(path)) if path.is_file() and dataset is None else Recipe()
-    if dataset is not None:
-        recipe.dataset_name = dataset
-    return recipe
+# A file of a run folder that is never pushed. Its key "dataset_path" holds the absolute path of the
+# run's data, where that was a folder or a file.
+PRIVATE_FACTS = ".hf_cifar.json"
 
 
 def evaluate(
     model: str, dataset: str | None, split: str, batch_size: int, precision: str, tta: str
 ) -> dict[str, Any]:
-    """`metrics.classification_metrics` of a model on a split, and images a second. Raises
-    UserError.
+    """Return `classification_metrics` of a model on a split, and images a second.
 
-    The model's labels are matched with the dataset's by name, so their order does not matter.
+    The model's labels are matched with the data's by name, whatever their order.
+
+    precision: auto, fp32 or bf16. tta: none or flip, which averages each image with its mirror.
+    Raises UserError for a model, data or labels that can't be used.
     """
     classifier = load_classifier(model)
-    images = load_split(data_recipe(model, dataset), split)
-    names = list(images.images.label_names)
-    columns = np.argsort(map_labels(classifier.labels, names, None))
-    told = None if precision == "auto" else precision == "bf16"
-    frozen = classifier.model.requires_grad_(False)
-    bf16, channels_last, _ = fastest(
-        frozen, classifier.transforms.image_size, classifier.device, told, None
+    recipe = data_recipe(model, dataset)
+    images = load_split(recipe, split, classifier.pixel_range)
+    check_classes(recipe.dataset_name, [images])
+    label_names = list(images.images.label_names)
+    columns = np.argsort(map_labels(classifier.labels, label_names))
+    if len(columns) < len(label_names):
+        raise UserError(
+            f"{model} knows {len(columns)} of the data's {len(label_names)} classes; choose other"
+            " data with --dataset"
+        )
+    (bf16, channels_last), _ = fastest_precision(
+        classifier.model,
+        classifier.transforms.image_size,
+        classifier.device,
+        bf16=None if precision == "auto" else precision == "bf16",
     )
-    began = time.perf_counter()
-    way = {"bf16": bf16, "channels_last": channels_last, "flip": tta == "flip"}
-    found = probabilities(classifier, images, batch_size=batch_size, **way)
-    seconds = time.perf_counter() - began
-    metrics = classification_metrics(found[:, columns], images.labels, names, prefix=split)
+    start = time.perf_counter()
+    outputs = probabilities(
+        classifier,
+        images,
+        batch_size=batch_size,
+        bf16=bf16,
+        channels_last=channels_last,
+        flip=tta == "flip",
+    )
+    seconds = time.perf_counter() - start
+    metrics = classification_metrics(outputs[:, columns], images.labels, label_names, prefix=split)
     return metrics | {
         "samples_per_second": len(images) / seconds,
         "precision": "bf16" if bf16 else "fp32",
         "tta": tta,
     }
+
+
+def data_recipe(model: str, dataset: str | None) -> Recipe:
+    """Return the recipe whose data keys say what to evaluate on: `dataset` with the defaults, or a
+    run's own, so that its splits are the same.
+    """
+    if dataset is not None:
+        return Recipe(dataset_name=dataset)
+    folder = Path(model).expanduser()
+    if not (folder / "recipe.yaml").is_file():
+        return Recipe()
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    recipe.dataset_name = _find_dataset(folder, recipe.dataset_name)
+    return recipe
+
+
+def _find_dataset(run: Path, name: str) -> str:
+    """Return where a run's data lies: at the path that the run noted, else beside the run or one
+    folder higher, else where its recipe says.
+    """
+    try:
+        facts = json.loads((run / PRIVATE_FACTS).read_text(encoding="utf-8"))
+        noted = Path(facts["dataset_path"])
+    except (OSError, ValueError, KeyError, TypeError):  # the data was no folder or file
+        return name
+    folders = run.resolve().parents[:2]
+    candidates = [noted, *(folder / noted.name for folder in folders)]
+    return next((str(path) for path in candidates if path.exists()), name)

@@ -20,97 +20,106 @@ SYNONYMS = {
     "ship": ("boat", "vessel"),
     "truck": ("lorry",),
 }
-
-
-def _plain(label: str) -> str:
-    """One spelling for `Fire_Truck`, `fire truck` and `fire-trucks`."""
-    words = re.sub(r"[\W_]+", " ", label).strip().lower()
-    for ending, instead in (("sses", "ss"), ("ies", "y"), ("s", "")):
-        if (
-            words.endswith(ending)
-            and not (ending == "s" and words.endswith("ss"))
-            and len(words) > len(ending) + 1
-        ):
-            return words.removesuffix(ending) + instead
-    return words
+HINT = 'say what they mean with --labels "theirs=ours,..."'
 
 
 def map_labels(
-    model_labels: list[str], data_labels: list[str], told: dict[str, str] | None = None
+    model_labels: list[str], data_labels: list[str], given: dict[str, str] | None = None
 ) -> list[int]:
-    """Which class of the data each class of the model means.
+    """Return for each class of the model the number of the data's class that it means.
 
-    By what was `told` (model's label -> data's), by the same name, by a like one (whatever the
-    case, the separators and the plural), by the synonyms of CIFAR-10's classes, and by index for
-    `LABEL_3` or `3` where both have as many classes.
+    A class is matched by what was `given` (model's label -> data's), by the same name, by a similar
+    one (whatever the case, the separators and the plural), by the synonyms of CIFAR-10's classes,
+    and by number for `LABEL_3` or `3` where both have as many classes.
 
-    Returns:
-        For each index in `model_labels` an index in `data_labels`.
-
-    Raises:
-        UserError: labels that nothing maps, or two labels of the model that would mean one class
-        without being told.
+    Raises UserError for labels that match nothing, and for two labels of the model that would mean
+    one class without being given.
     """
-    ours = {_plain(label): index for index, label in enumerate(data_labels)}
-    known = dict(ours)
-    for name, others in SYNONYMS.items():
-        if _plain(name) in ours:
-            for other in others:
-                known.setdefault(_plain(other), ours[_plain(name)])
+    classes = _Classes(data_labels)
+    explicit = _given_numbers(model_labels, classes, given or {})
+    mapping: list[int] = []
+    unmapped: list[str] = []
+    for label, written in zip(model_labels, _numbers(model_labels, len(data_labels)), strict=True):
+        candidates = (explicit.get(label), classes.find(label), written)
+        number = next((n for n in candidates if n is not None), None)
+        mapping.append(-1 if number is None else number)
+        if number is None:
+            unmapped.append(label)
+    if unmapped:
+        raise UserError(
+            f"{len(unmapped)} labels of the model mean no class of the data:"
+            f" {list_labels(unmapped)}; the data has {list_labels(data_labels)}; {HINT}"
+        )
+    taken: dict[int, str] = {}
+    for label, number in zip(model_labels, mapping, strict=True):
+        if number in taken and label not in explicit:
+            raise UserError(
+                f"the model's labels {taken[number]!r} and {label!r} would both mean"
+                f" {data_labels[number]!r}; {HINT}"
+            )
+        taken[number] = label
+    return mapping
 
-    def meant(label: str) -> int | None:
-        if (
-            data_labels.count(label) == 1
-        ):  # `A` beside `a` and `C#` beside `C++` are spelled alike below
-            return data_labels.index(label)
-        return known.get(_plain(label))
 
-    hint = 'tell with --labels "theirs=ours,..."'
-    explicit: dict[str, int] = {}
-    for theirs, label in (told or {}).items():
+def list_labels(labels: Sequence[str], most: int = 20) -> str:
+    """Return the first labels with commas, and how many more there are."""
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + more
+
+
+class _Classes:
+    """The classes of the data, found by name."""
+
+    def __init__(self, labels: list[str]) -> None:
+        self.labels = labels
+        # `A` beside `a` and `C#` beside `C++` have one plain spelling, so exact names come first.
+        self._exact = {label: number for number, label in enumerate(labels)}
+        self._plain = {_plain(label): number for number, label in enumerate(labels)}
+        for name, synonyms in SYNONYMS.items():
+            if _plain(name) in self._plain:
+                for synonym in synonyms:
+                    self._plain.setdefault(_plain(synonym), self._plain[_plain(name)])
+
+    def find(self, label: str) -> int | None:
+        """Return the number of the class with this name, a similar one or a synonym."""
+        return self._exact.get(label, self._plain.get(_plain(label)))
+
+
+def _given_numbers(
+    model_labels: list[str], classes: _Classes, given: dict[str, str]
+) -> dict[str, int]:
+    """Return the data's class number of each model's label that was given. Raises UserError."""
+    numbers: dict[str, int] = {}
+    for theirs, ours in given.items():
         if theirs not in model_labels:
             raise UserError(
                 f"--labels: the model has no label {theirs!r}; it has {list_labels(model_labels)}"
             )
-        if (index := meant(label)) is None:
+        number = classes.find(ours)
+        if number is None:
             raise UserError(
-                f"--labels: the data has no label {label!r}; it has {list_labels(data_labels)}"
+                f"--labels: the data has no label {ours!r}; it has {list_labels(classes.labels)}"
             )
-        explicit[theirs] = index
-
-    numbers = [
-        re.fullmatch(r"(?:label[\s_-]*)?(\d+)", label.strip(), re.IGNORECASE)
-        for label in model_labels
-    ]
-    by_index = len(model_labels) == len(data_labels) and {int(n[1]) for n in numbers if n} == set(
-        range(len(data_labels))
-    )
-    mapped: list[int | None] = []
-    for label, number in zip(model_labels, numbers, strict=True):
-        if label in explicit:
-            mapped.append(explicit[label])
-        elif (index := meant(label)) is not None:
-            mapped.append(index)
-        else:
-            mapped.append(int(number[1]) if number and by_index else None)
-    unmapped = [label for label, index in zip(model_labels, mapped, strict=True) if index is None]
-    if unmapped:
-        raise UserError(
-            f"{len(unmapped)} labels of the model mean no class of the data: {list_labels(unmapped)}; "
-            f"the data has {list_labels(data_labels)}; {hint}"
-        )
-    taken: dict[int, str] = {}
-    for label, index in zip(model_labels, mapped, strict=True):
-        assert index is not None
-        if index in taken and label not in explicit:
-            both = f"{taken[index]!r} and {label!r}"
-            raise UserError(
-                f"the model's labels {both} would both mean {data_labels[index]!r}; {hint}"
-            )
-        taken[index] = label
-    return [index for index in mapped if index is not None]
+        numbers[theirs] = number
+    return numbers
 
 
-def list_labels(labels: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(labels) - most} more" if len(labels) > most else ""
-    return ", ".join(labels[:most]) + more
+def _plain(label: str) -> str:
+    """Return one spelling for `Fire_Truck`, `fire truck` and `fire-trucks`."""
+    words = re.sub(r"[\W_]+", " ", label).strip().lower()
+    for plural, singular in (("sses", "ss"), ("ies", "y"), ("s", "")):
+        is_plural = words.endswith(plural) and not (plural == "s" and words.endswith("ss"))
+        if is_plural and len(words) > len(plural) + 1:
+            return words.removesuffix(plural) + singular
+    return words
+
+
+def _numbers(model_labels: list[str], classes: int) -> list[int | None]:
+    """Return the class numbers in labels such as `LABEL_3` or `3`; all None unless they are those
+    of `classes` classes.
+    """
+    pattern = re.compile(r"(?:label[\s_-]*)?(\d{1,9})", re.IGNORECASE | re.ASCII)
+    matches = [pattern.fullmatch(label.strip()) for label in model_labels]
+    numbers = [int(match[1]) if match else None for match in matches]
+    complete = len(model_labels) == classes and set(numbers) - {None} == set(range(classes))
+    return numbers if complete else [None] * len(model_labels)

@@ -1,8 +1,7 @@
-"""How good the predictions are: accuracy and its interval, top-5, macro F1, per class, likelihood,
-calibration.
+"""How good predictions are: accuracy and its interval, top-5, macro F1, likelihood, calibration.
 
-The figures are scikit-learn's (the calibration error is ours) and are computed as `evaluate`
-modules, made here instead of by `evaluate.load`, which would fetch a script from the Hub.
+scikit-learn computes the figures, except the calibration error, and the `evaluate` library calls
+it. The module is made here, because `evaluate.load` would fetch a script from the Hub.
 """
 
 from __future__ import annotations
@@ -19,43 +18,28 @@ from hf_cifar.errors import UserError
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
+# Equal-width confidence bins of the expected calibration error, as in Guo et al. 2017
+# (arXiv 1706.04599).
 CALIBRATION_BINS = 15
-"""Equal-width confidence bins of the expected calibration error, as in Guo et al. 2017 (arXiv
-1706.04599).
-"""
+MetricFunction = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
 
 
-def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927), which stays in [0, 1] and is sound near
-    100 %.
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a proportion as fractions (low, high).
 
-    Args:
-        correct: number of successes, 0 <= correct <= total.
-        total: number of trials; with none, nothing is known and the interval is (0, 1).
-        z: normal quantile; 1.959964 gives 95 %.
-
-    Returns:
-        (low, high), fractions in [0, 1].
-
-    Raises:
-        ValueError: `correct` is negative or larger than `total`.
+    It stays in [0, 1] and is sound near 100 %. With no trials nothing is known: (0, 1).
+    Raises ValueError unless 0 <= correct <= total.
     """
-    if not 0 <= correct <= total:
-        raise ValueError(f"correct={correct} must lie between 0 and total={total}")
-    if total == 0:
+    from scipy.stats import binomtest
+
+    if total == 0 and correct == 0:
         return 0.0, 1.0
-    p = correct / total
-    scale = 1 + z * z / total
-    centre = (p + z * z / (2 * total)) / scale
-    half = z / scale * (p * (1 - p) / total + z * z / (4 * total * total)) ** 0.5
-    # At 0 and at `total` one end is exactly 0 or 1; rounding would leave 1e-17.
-    low = 0.0 if correct == 0 else max(0.0, centre - half)
-    high = 1.0 if correct == total else min(1.0, centre + half)
-    return low, high
+    interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Share of samples whose most probable class is the label, with its 95 % Wilson interval."""
+    """Return the share of samples whose most probable class is the label, and its 95 % interval."""
     from sklearn.metrics import accuracy_score
 
     correct = int(accuracy_score(labels, probabilities.argmax(axis=1), normalize=False))
@@ -63,23 +47,20 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def top5_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Share of samples whose label is among the five most probable classes; nothing below six
-    classes.
+    """Return the share of samples whose label is among the five most probable of six classes or
+    more.
     """
     from sklearn.metrics import top_k_accuracy_score
 
     classes = probabilities.shape[1]
     if classes < 6:
         return {}
-    return {
-        "top5_accuracy": float(
-            top_k_accuracy_score(labels, probabilities, k=5, labels=range(classes))
-        )
-    }
+    score = top_k_accuracy_score(labels, probabilities, k=5, labels=range(classes))
+    return {"top5_accuracy": float(score)}
 
 
 def f1_macro(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Mean F1 over the classes that occur as a label or as a prediction."""
+    """Return the mean F1 over the classes that occur as a label or as a prediction."""
     from sklearn.metrics import f1_score
 
     score = f1_score(labels, probabilities.argmax(axis=1), average="macro", zero_division=0)
@@ -87,8 +68,9 @@ def f1_macro(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Mean negative log-likelihood of the labels in nats; a probability of 0 counts as float64's
-    epsilon.
+    """Return the mean negative log-likelihood of the labels in nats.
+
+    A probability of 0 counts as float64's epsilon.
     """
     from sklearn.metrics import log_loss
 
@@ -96,7 +78,7 @@ def nll(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def confusion(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Counts [C][C] with the true class in the rows and the predicted one in the columns."""
+    """Return counts [C][C], with true classes in the rows and predicted ones in the columns."""
     from sklearn.metrics import confusion_matrix
 
     classes = range(probabilities.shape[1])
@@ -105,10 +87,10 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Expected calibration error (Guo et al. 2017, eq. 3) and the bins it is made of.
+    """Return the expected calibration error (Guo et al. 2017, eq. 3) and the bins it is made of.
 
-    Bin b holds the confidences in (b/15, (b+1)/15]; an empty bin has no confidence and no accuracy
-    (None).
+    Bin b holds the confidences in (b/15, (b+1)/15]. In an empty bin, confidence and accuracy are
+    None.
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
@@ -136,51 +118,43 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]
     return {"ece": error, "calibration": bins}
 
 
-MetricFunction = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
-
-
 @cache
-def _evaluate_module(function: MetricFunction) -> Any:
-    """An `evaluate.Metric` that needs neither the Hub nor a cache folder."""
+def _metric() -> Any:
+    """Return an `evaluate.Metric` that needs neither the Hub nor a cache folder."""
     import datasets
     import evaluate
 
-    class ProbabilityMetric(evaluate.Metric):
+    class ClassificationMetric(evaluate.Metric):
         def _info(self) -> evaluate.MetricInfo:
+            probabilities = datasets.Sequence(datasets.Value("float64"))
             return evaluate.MetricInfo(
-                description=function.__doc__,
+                description=str(__doc__),
                 citation="",
-                inputs_description="predictions: probabilities, N x C; references: class indices, N",
-                # No format: the "numpy" one would round float64 to float32.
+                inputs_description="predictions: probabilities [N, C]; references: labels [N]",
+                # No format is set: numpy's would round float64 to float32.
                 features=datasets.Features(
-                    {
-                        "predictions": datasets.Sequence(datasets.Value("float64")),
-                        "references": datasets.Value("int64"),
-                    }
+                    {"predictions": probabilities, "references": datasets.Value("int64")}
                 ),
             )
 
-        def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-            return function(np.asarray(predictions, np.float64), np.asarray(references, np.int64))
+        def _compute(
+            self, predictions: Any, references: Any, functions: Sequence[MetricFunction]
+        ) -> dict[str, Any]:
+            probabilities = np.asarray(predictions, np.float64)
+            labels = np.asarray(references, np.int64)
+            results = [function(probabilities, labels) for function in functions]
+            return {name: value for result in results for name, value in result.items()}
 
     # The base class makes its cache folder even when it keeps everything in memory.
     with tempfile.TemporaryDirectory() as folder:
-        return ProbabilityMetric(keep_in_memory=True, cache_dir=folder)
-
-
-def _compute(
-    functions: Sequence[MetricFunction], probabilities: np.ndarray, labels: np.ndarray
-) -> dict[str, Any]:
-    import evaluate
-
-    modules = evaluate.combine(
-        {function.__name__: _evaluate_module(function) for function in functions}
-    )
-    return modules.compute(predictions=probabilities, references=labels)
+        return ClassificationMetric(keep_in_memory=True, cache_dir=folder)
 
 
 def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities as float64 rows that sum to one, labels as int64."""
+    """Return probabilities as float64 rows that sum to one, and labels as int64.
+
+    Raises UserError and ValueError as `classification_metrics` does.
+    """
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
         raise ValueError(
             f"shapes must be [N, C] and [N], got {probabilities.shape} and {labels.shape}"
@@ -191,22 +165,24 @@ def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     finite = np.isfinite(probabilities).all(axis=1)
     if not finite.all():
         raise UserError(
-            f"the model's outputs are not finite for {(~finite).sum()} of {len(finite)} samples (first: row "
-            f"{int(finite.argmin())}): the training diverged, lower learning_rate or use another checkpoint"
+            f"the model's outputs are not finite for {(~finite).sum()} of {len(finite)} samples"
+            f" (first: row {int(finite.argmin())}): the training diverged, lower learning_rate or"
+            " use another checkpoint"
         )
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         row = int(wrong.argmax())
         raise UserError(
-            f"label {int(labels[row])} in row {row} is out of range: the model knows the {classes} classes "
-            f"0 to {classes - 1}; check the data's labels against the model's id2label"
+            f"label {int(labels[row])} in row {row} is out of range: the model knows the {classes}"
+            f" classes 0 to {classes - 1}; check the data's labels against the model's id2label"
         )
     probabilities = probabilities.astype(np.float64)
     total = probabilities.sum(axis=1, keepdims=True)
     # float16 and bfloat16 softmax rows miss 1 by up to about 1e-2.
     if (probabilities < 0).any() or (abs(total - 1) > 0.05).any():
         raise ValueError(
-            "rows of `probabilities` must be non-negative and sum to one; logits need a softmax first"
+            "rows of `probabilities` must be non-negative and sum to one;"
+            " logits need a softmax first"
         )
     return probabilities / total, labels.astype(np.int64)
 
@@ -214,7 +190,7 @@ def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 def classification_metrics(
     probabilities: np.ndarray, labels: np.ndarray, label_names: list[str], prefix: str = "test"
 ) -> dict[str, Any]:
-    """Everything that a run reports about one split, as JSON types.
+    """Return everything that a run reports about one split, as JSON types.
 
     Args:
         probabilities: [N, C] float; rows sum to one.
@@ -236,7 +212,7 @@ def classification_metrics(
     if len(label_names) != probabilities.shape[1]:
         raise ValueError(f"{len(label_names)} label names for {probabilities.shape[1]} classes")
     functions = [accuracy, top5_accuracy, f1_macro, nll, calibration, confusion]
-    values = _compute(functions, probabilities, labels)
+    values = _metric().compute(predictions=probabilities, references=labels, functions=functions)
     matrix = values["confusion_matrix"]
     values["per_class_accuracy"] = {
         name: row[c] / sum(row)
@@ -247,28 +223,21 @@ def classification_metrics(
     return {f"{prefix}_{name}": value for name, value in values.items()}
 
 
-def trainer_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
-    """`compute_metrics` for the Trainer: accuracy, f1_macro and nll from logits; the Trainer adds
-    the prefix.
+def trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return accuracy, f1_macro and nll, as the Trainer's `compute_metrics`; it adds the prefix.
 
-    The function takes an `EvalPrediction` with logits [N, C] (or a tuple that begins with them) and
-    integer labels [N], and raises UserError where logits are not finite.
+    prediction: with logits [N, C], or a tuple that begins with them, and integer labels [N].
+    Raises UserError where logits are not finite.
     """
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits = (
-            prediction.predictions[0]
-            if isinstance(prediction.predictions, tuple)
-            else prediction.predictions
-        )
-        logits = np.asarray(logits, np.float64)
-        with np.errstate(invalid="ignore"):  # inf - inf; _checked says it in words
-            exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities, labels = _checked(
-            exponential / exponential.sum(axis=1, keepdims=True), np.asarray(prediction.label_ids)
-        )
-        values = _compute([accuracy, f1_macro, nll], probabilities, labels)
-        del values["accuracy_ci95"]  # the Trainer logs scalars
-        return values
-
-    return compute_metrics
+    outputs = prediction.predictions
+    logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs, np.float64)
+    with np.errstate(invalid="ignore"):  # inf - inf, which `_checked` refuses
+        exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities, labels = _checked(
+        exponential / exponential.sum(axis=1, keepdims=True), np.asarray(prediction.label_ids)
+    )
+    values = _metric().compute(
+        predictions=probabilities, references=labels, functions=[accuracy, f1_macro, nll]
+    )
+    del values["accuracy_ci95"]  # the Trainer logs single numbers
+    return values

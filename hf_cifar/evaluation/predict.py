@@ -11,63 +11,84 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_cifar.data.decode import BadImage, open_image, to_rgb
+from hf_cifar.data.decode import (
+    MAX_PICTURE_BYTES,
+    PICTURE_SUFFIXES,
+    BadImage,
+    DeepImage,
+    open_image,
+    to_rgb,
+)
+from hf_cifar.data.deep_pixels import PixelRange
+from hf_cifar.data.regular_files import read_regular_file
+from hf_cifar.data.sources.folders import pictures_below
 from hf_cifar.errors import UserError
-from hf_cifar.evaluation.classifier import load_classifier
+from hf_cifar.evaluation.classifier import check_logits, load_classifier
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+WEB = ("http://", "https://")
 
 
 def predict(model: str, images: list[str], top: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(name, [{label, score}, ...]) of each image, best first, as `pipeline` answers. Folders stand
-    for the pictures in them.
+    """Yield the name and the best answers, [{label, score}, ...], of each picture, as `pipeline`
+    gives them.
 
-    Every image is read before the first is classified. Raises UserError that names the image that
-    can't be.
+    Every file is read before the first is classified.
+
+    images: files, URLs, and folders, which stand for the pictures in and below them.
+    Raises UserError that names the picture that can't be read.
     """
     names = [name for word in images for name in _expand(word)]
-    for name in names:
-        if "://" not in name:
-            read_picture(name)  # all are looked at before the first answer, one at a time
     classifier = load_classifier(model)
-    with torch.inference_mode():
-        for name in names:
-            pixels = classifier.transforms.evaluate(
-                torch.from_numpy(read_picture(name))[None].to(classifier.device)
-            )
-            scores = classifier.model(pixel_values=pixels).logits[0].softmax(-1).cpu()
-            best = scores.topk(min(top, len(scores)))
-            yield (
-                name,
-                [
-                    {"label": classifier.labels[i], "score": s}
-                    for s, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-                ],
-            )
+    for name in names:
+        if not name.startswith(WEB):
+            read_picture(name, classifier.pixel_range)
+    for name in names:
+        pixels = torch.from_numpy(read_picture(name, classifier.pixel_range))[None]
+        with torch.inference_mode():
+            inputs = classifier.transforms.evaluate(pixels.to(classifier.device))
+            logits = classifier.model(pixel_values=inputs).logits[0].cpu()
+        check_logits(classifier, logits.isfinite().all()[None], name)
+        best = logits.softmax(-1).topk(min(top, len(logits)))
+        yield (
+            name,
+            [
+                {"label": classifier.labels[number], "score": score}
+                for score, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ],
+        )
 
 
 def _expand(word: str) -> list[str]:
-    path = Path(word)
-    if not path.is_dir():
+    """Return the pictures in and below a folder, or the word itself. Raises UserError."""
+    folder = Path(word)
+    if word.startswith(WEB) or not folder.is_dir():
         return [word]
-    found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in PICTURES)
-    if not found:
-        raise UserError(f"{word}: no picture in this folder ({', '.join(PICTURES)})")
-    return found
+    pictures = sorted(str(folder / name) for name, _ in pictures_below(folder, ""))
+    if not pictures:
+        raise UserError(f"{word}: no picture in this folder ({', '.join(PICTURE_SUFFIXES)})")
+    return pictures
 
 
-def read_picture(name: str) -> np.ndarray:
-    """uint8 [3, H, W] of a file or URL, decoded as `pipeline` does. Raises UserError."""
+def read_picture(name: str, pixel_range: PixelRange | None = None) -> np.ndarray:
+    """Return uint8 [3, H, W] of a file or URL, decoded as `pipeline` does. Raises UserError.
+
+    pixel_range: converts pictures with more than 8 bits a channel, which are refused without it.
+    """
     try:
-        if name.startswith(("http://", "https://")):
+        if name.startswith(WEB):
             with urllib.request.urlopen(name, timeout=20) as answer:
-                data = answer.read()
+                data = answer.read(MAX_PICTURE_BYTES + 1)
         else:
-            data = Path(name).read_bytes()
-        return to_rgb(open_image(data))
+            data = read_regular_file(Path(name), MAX_PICTURE_BYTES)
+        return to_rgb(open_image(data), pixel_range)
+    except DeepImage as error:
+        raise UserError(
+            f"{name}: {error}; convert it to 8 bits, or train with deep_pixels: rescale"
+        ) from None
     except BadImage as error:
         raise UserError(f"{name}: {error}; name a picture") from None
     except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's own are OSErrors
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{name}: {getattr(error, 'strerror', None) or error}; name a picture, a folder of pictures or a URL"
+            f"{name}: {reason}; name a picture, a folder of pictures or a URL"
         ) from None

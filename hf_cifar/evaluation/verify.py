@@ -1,52 +1,94 @@
-"""Does a model do what its card says? The claim beside a measurement and its interval, and a
-verdict.
+"""`hf-cifar verify`: does a model do what its card says?
 
-The measurement itself is handed in as a function, so this module knows nothing of how models are
-run.
+The claim is set beside a measurement and its interval, with a verdict.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hf_cifar.data.load import load_split
-from hf_cifar.data.splits import Split
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.card_claim import Claim, card_claim
 from hf_cifar.evaluation.classifier import load_classifier, probabilities
 from hf_cifar.evaluation.evaluate import data_recipe
 from hf_cifar.evaluation.label_names import map_labels
 from hf_cifar.evaluation.metrics import wilson
-from hf_cifar.models.inspect_repo import fetch_model, resolve_model
+from hf_cifar.files import write_json, write_text
+from hf_cifar.models.card import read_card
+from hf_cifar.models.inspect_repo import CARD
+from hf_cifar.text import visible
+
+BATCH = 128
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A claim beside what was measured. `verdict` is "confirmed", "refuted" or "no claim"."""
+    """A claim beside what was measured.
+
+    commit: of the model, where it came from the Hub. accuracy: fraction in [0, 1]. interval: its
+    95 % Wilson interval. verdict: "confirmed", "refuted" or "no claim". labels: the model's label
+    -> the data's.
+    """
 
     model: str
     commit: str | None
     dataset: str
     images: int
     correct: int
-    accuracy: float  # fraction in [0, 1]
-    interval: tuple[float, float]  # Wilson, 95 %
+    accuracy: float
+    interval: tuple[float, float]
     claim: Claim | None
     verdict: str
-    labels: dict[str, str]  # the model's label -> the data set's
-    report: Path  # folder with verify.json and verify.md
+    labels: dict[str, str]
+
+
+def verify(model: str, dataset: str, labels: str | None, out: Path | None) -> Verification:
+    """Measure a model on the test split of a data set, compare the result with the claim on the
+    model's card, and write verify.json and verify.md.
+
+    model: Hub id, with @revision if wanted, or folder. dataset: as `dataset_name` in a recipe, with
+    the last part of the name that cards use. labels: "theirs=ours,..." where names don't say what
+    the model's labels mean. out: folder for the files; None: verify/ and the model's name.
+
+    Raises UserError for a model, data or labels that can't be used.
+    """
+    given = _parse_labels(labels)
+    classifier = load_classifier(model)
+    test = load_split(data_recipe("", dataset), "test", classifier.pixel_range)
+    data_labels = list(test.images.label_names)
+    mapping = map_labels(classifier.labels, data_labels, given)
+    outputs = probabilities(classifier, test, batch_size=BATCH, bf16=False)
+    correct = int((np.asarray(mapping)[outputs.argmax(1)] == test.labels).sum())
+    interval = wilson(correct, len(test))
+    files = classifier.files
+    claim = card_claim(read_card(files.folder / CARD), dataset)
+    result = Verification(
+        model=files.repo,
+        commit=files.commit,
+        dataset=dataset,
+        images=len(test),
+        correct=correct,
+        accuracy=correct / len(test),
+        interval=interval,
+        claim=claim,
+        verdict=verdict(claim, interval),
+        labels={
+            label: data_labels[number]
+            for label, number in zip(classifier.labels, mapping, strict=True)
+        },
+    )
+    _write(result, out or Path("verify") / files.repo.strip("/").replace("/", "--"))
+    return result
 
 
 def verdict(claim: Claim | None, interval: tuple[float, float]) -> str:
-    """ "confirmed" where the claim lies in the interval widened by the claim's own rounding, else
-    "refuted".
+    """Return "confirmed" where the claim lies in the interval widened by the claim's own rounding,
+    "refuted" where it lies outside, and "no claim".
 
     A claim that names its number of images has an interval of its own, which only has to overlap
     the measured one.
@@ -61,137 +103,56 @@ def verdict(claim: Claim | None, interval: tuple[float, float]) -> str:
     return "confirmed" if low - slack <= most and least <= high + slack else "refuted"
 
 
-def verify(
-    model: str,
-    *,
-    dataset: str,
-    data: Any,
-    data_labels: list[str],
-    evaluate: Callable[[str, Any], tuple[np.ndarray, np.ndarray]],
-    labels: dict[str, str] | None = None,
-    revision: str | None = None,
-    out: Path = Path("verify"),
-    say: Callable[[str], None] = print,
-) -> Verification:
-    """Measures a model on `data` and sets the result beside its card's claim.
-
-    Args:
-        model: Hub id (with @revision if wanted) or folder.
-        dataset: the data set's name, as cards name it (uoft-cs/cifar10).
-        data: the test set, handed on to `evaluate` as it is.
-        data_labels: class names in label order.
-        evaluate: (local model folder, data) -> predictions int [N] in the model's label order,
-        labels int [N] in the
-            data's.
-        labels: the model's label -> the data's, where names don't say.
-        out: folder for verify.json and verify.md.
-
-    Raises:
-        UserError: the model can't be had or is none (`fetch_model`), or its labels can't be mapped.
-    """
-    folder, commit = fetch_model(model, revision)
-    theirs = _model_labels(folder)
-    mapping = map_labels(theirs, data_labels, labels)
-    card = folder / "README.md"
-    claim = (
-        card_claim(card.read_text(encoding="utf-8", errors="replace"), dataset)
-        if card.is_file()
-        else None
-    )
-
-    predictions, truth = evaluate(str(folder), data)
-    predictions, truth = np.asarray(predictions), np.asarray(truth)
-    if predictions.shape != truth.shape or truth.ndim != 1 or not len(truth):
-        raise ValueError(
-            f"evaluate gave predictions {predictions.shape} and labels {truth.shape}; both must be [N]"
-        )
-    correct = int((np.asarray(mapping)[predictions] == truth).sum())
-    interval = wilson(correct, len(truth))
-    result = Verification(
-        model=model,
-        commit=commit,
-        dataset=dataset,
-        images=len(truth),
-        correct=correct,
-        accuracy=correct / len(truth),
-        interval=interval,
-        claim=claim,
-        verdict=verdict(claim, interval),
-        labels={label: data_labels[index] for label, index in zip(theirs, mapping, strict=True)},
-        report=out,
-    )
-    _write(result)
-    for line in summary(result):
-        say(line)
-    return result
-
-
-def _model_labels(folder: Path) -> list[str]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if named := config.get("id2label"):
-        return [str(named[key]) for key in sorted(named, key=int)]
-    if names := config.get("label_names"):  # timm
-        return [str(name) for name in names]
-    count = config.get("num_labels") or config.get("num_classes") or 2  # transformers' default
-    return [f"LABEL_{index}" for index in range(int(count))]
-
-
 def summary(result: Verification) -> list[str]:
-    """The outcome in three lines for a terminal."""
-    low, high = result.interval
-    at = f" at {result.commit[:12]}" if result.commit else ""
+    """Return the outcome in three lines for a terminal."""
+    low, high = (100 * bound for bound in result.interval)
+    commit = f" at {result.commit[:12]}" if result.commit else ""
     claimed = "none in its model-index"
     if result.claim:
         of = f" of {result.claim.samples} images" if result.claim.samples else ""
-        claimed = (
-            f"{100 * result.claim.accuracy:.2f} %{of} ({result.claim.field}: {result.claim.text})"
-        )
+        where = f"{result.claim.field}: {result.claim.text}"
+        claimed = f"{100 * result.claim.accuracy:.2f} %{of} ({where})"
     measured = f"{100 * result.accuracy:.2f} % of {result.images} images"
     return [
-        f"{result.model}{at} on {result.dataset}",
-        f"claimed {claimed}; measured {measured}, 95 % interval {100 * low:.2f} to {100 * high:.2f}",
+        f"{result.model}{commit} on {result.dataset}",
+        f"claimed {claimed}; measured {measured}, 95 % interval {low:.2f} to {high:.2f}",
         f"verdict: {result.verdict}",
     ]
 
 
-def _write(result: Verification) -> None:
-    result.report.mkdir(parents=True, exist_ok=True)
-    facts = dataclasses.asdict(result)
-    del facts["report"]
-    text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-    (result.report / "verify.json").write_text(text, encoding="utf-8")
-    head, numbers, outcome = summary(result)
-    rows = "\n".join(f"| {theirs} | {ours} |" for theirs, ours in result.labels.items())
-    text = f"# {head}\n\n{numbers[0].upper()}{numbers[1:]}.\n\n**{outcome.capitalize()}**\n\n"
-    text += f"| the model's label | read as |\n|---|---|\n{rows}\n"
-    (result.report / "verify.md").write_text(text, encoding="utf-8")
+def _parse_labels(text: str | None) -> dict[str, str]:
+    """Return what --labels says: the model's label -> the data's. Raises UserError."""
+    pairs = [pair.split("=", 1) for pair in text.split(",")] if text is not None else []
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"--labels: write theirs=ours,theirs=ours,..., got {visible(text, 80)}")
+    return {theirs.strip(): ours.strip() for theirs, ours in pairs}
 
 
-def verify_model(model: str, dataset: str, labels: str | None, out: Path | None) -> int:
-    """`verify.verify` on the test split of `dataset`; the command's exit code: 1 where the card's
-    claim is refuted.
-    """
-    told = None
-    if labels is not None:
-        pairs = [pair.split("=", 1) for pair in labels.split(",")]
-        if any(len(pair) != 2 for pair in pairs):
-            raise UserError("--labels: takes theirs=ours,theirs=ours,...")
-        told = {a.strip(): b.strip() for a, b in pairs}
-    name, revision = resolve_model(model)
-    images = load_split(data_recipe("", dataset), "test")
+def _write(result: Verification, folder: Path) -> None:
+    """Write verify.json and verify.md. Raises UserError where the folder can't be written."""
+    title, numbers, outcome = map(visible, summary(result))
+    rows = [f"| {_cell(theirs)} | {_cell(ours)} |" for theirs, ours in result.labels.items()]
+    report = [
+        f"# {title}",
+        "",
+        f"{numbers[0].upper()}{numbers[1:]}.",
+        "",
+        f"**{outcome.capitalize()}**",
+        "",
+        "| the model's label | read as |",
+        "|---|---|",
+        *rows,
+    ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "verify.json", dataclasses.asdict(result), indent=2)
+        write_text(folder / "verify.md", "\n".join(report) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}); name another folder with --out"
+        ) from None
 
-    def measure(folder: str, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        found = probabilities(load_classifier(folder), split, batch_size=128, bf16=False)
-        return found.argmax(1), split.labels
 
-    result = verify(
-        name,
-        dataset=dataset,
-        data=images,
-        data_labels=list(images.images.label_names),
-        evaluate=measure,
-        labels=told,
-        revision=revision,
-        out=out or Path("verify") / name.strip("/").replace("/", "--"),
-    )
-    return 1 if result.verdict == "refuted" else 0
+def _cell(text: str) -> str:
+    """Return a label of others as plain text in a table."""
+    return visible(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

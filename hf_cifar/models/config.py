@@ -1,16 +1,27 @@
-"""What a run writes into a model's config: labels, dropout, the class to load."""
+"""The config of a model: made from a file, with the labels, dropout and class of a run."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
 
+from hf_cifar.data.deep_pixels import PixelRange
 from hf_cifar.errors import UserError
+from hf_cifar.models.model_files import ModelFiles, library_errors
 from hf_cifar.recipe.fields import ModelKeys
 
 
+def load_config(files: ModelFiles, **changes: Any) -> Any:
+    """Return the model's config with `changes`. Raises UserError."""
+    with files.alone() as folder, library_errors(files.name, "its config.json can't be used"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
+    config.name_or_path = files.repo
+    return config
+
+
 def label_settings(label_names: list[str]) -> dict[str, Any]:
+    """Return the keys of a config that give a model these classes."""
     return {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
@@ -19,47 +30,63 @@ def label_settings(label_names: list[str]) -> dict[str, Any]:
 
 
 def set_labels(config: Any, label_names: list[str]) -> None:
-    """Label names into the config, also where timm's wrapper keeps labels (and a processor) of its
-    own and would save those.
+    """Write label names into a config.
+
+    timm's wrapper keeps labels of its own, and would save those.
     """
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: i for i, name in enumerate(label_names)}
     if config.model_type == "timm_wrapper":
         config.label_names = list(label_names)
-        if hasattr(
-            config, "pretrained_cfg"
-        ):  # with it, `pipeline` would make timm's processor and never see ours
+        if hasattr(config, "pretrained_cfg"):
+            # From it `pipeline` would make timm's image processor, and never look for ours.
             del config.pretrained_cfg
 
 
 def set_dropout(config: Any, keys: ModelKeys) -> None:
-    """`dropout` and `drop_path_rate` into the config, under the family's name for them. Raises
-    UserError where it has none.
+    """Write `dropout` and `drop_path_rate` into a config, under the family's name for them.
+
+    Raises UserError where the family has none.
     """
-    names = {  # what our key is called: by transformers' transformers, its EfficientNet, timm
+    names = {  # our key -> in transformers' transformers, in its EfficientNet, in timm
         "dropout": ("hidden_dropout_prob", "dropout_rate", "drop_rate"),
         "drop_path_rate": ("drop_path_rate", "drop_connect_rate", "drop_path_rate"),
     }
-    for key, (own, efficientnet, timm) in names.items():
+    for key, (*transformers_names, timm_name) in names.items():
         value = getattr(keys, key)
         if value is None:
             continue
         if config.model_type == "timm_wrapper":
-            config.model_args = {**(config.model_args or {}), timm: value}
-        elif (
-            name := next((n for n in (own, efficientnet) if hasattr(config, n)), None)
-        ) is not None:
-            setattr(config, name, value)
-        else:
+            config.model_args = {**(config.model_args or {}), timm_name: value}
+            continue
+        known = [name for name in transformers_names if hasattr(config, name)]
+        if not known:
             raise UserError(f"{key}: {config.model_type} has none; leave it out")
+        setattr(config, known[0], value)
 
 
-def choose_class(config: Any) -> bool:
-    """Whether transformers has an image classifier for this config. Of two (DeiT's second has two
-    heads, for distillation)
-    the first is written into the config: a checkpoint of the other gives its backbone.
+def choose_class(config: Any, where: str) -> None:
+    """Write into a config which class of image classifier to build, where the family has several.
+
+    The first is chosen: DeiT's second has another head for distillation, and a checkpoint of it
+    gives its backbone.
+    Raises UserError, which begins with `where`, for a family without an image classifier.
     """
     classes: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if classes is None:
+        raise UserError(
+            f"{where}: model_type {config.model_type!r} has no image classifier in transformers"
+        )
     if isinstance(classes, tuple):
         config.architectures = [classes[0].__name__]
-    return classes is not None
+
+
+def write_pixel_range(config: Any, pixel_range: PixelRange | None) -> None:
+    """Write into a config how pictures with more than 8 bits a channel must be converted."""
+    if pixel_range is not None:
+        config.deep_pixels = pixel_range.to_config()
+
+
+def read_pixel_range(config: Any) -> PixelRange | None:
+    """Return what `write_pixel_range` wrote into a config. Raises UserError for another value."""
+    return PixelRange.from_config(getattr(config, "deep_pixels", None))

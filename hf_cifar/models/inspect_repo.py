@@ -1,19 +1,23 @@
-"""A model named by the user, looked at before it is loaded: is it there, and is it safe and fit to
-load?
+"""A model that the user names: found in a folder or on the Hub, and checked before it is loaded.
 
-Names are `user/name`, `user/name@revision` or a local folder. Code from a repo is never run and
-pickles are opened with `weights_only=True` alone.
+Names are `user/name`, `user/name@revision` or a folder. Code from a repo never runs, and pickles
+are opened with `weights_only=True` alone.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    constants,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -25,26 +29,37 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from hf_cifar.errors import UserError
+from hf_cifar.models.check_config import (
+    check_config,
+    check_labels,
+    check_processor_config,
+    read_json,
+)
+from hf_cifar.models.model_files import INDEXES, ModelFiles, check_pickle, indexed_files
+from hf_cifar.network import check_connection
 
 LOGIN = "run `hf auth login` or set HF_TOKEN"
-SIDE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "README.md")
+CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+CARD = "README.md"
 
 
 def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """("user/name@rev", None) -> ("user/name", "rev"); a local folder stays as it is.
+    """Return a folder as it is, or the repo's name and revision: ("user/name@rev", None) gives
+    ("user/name", "rev").
 
-    Raises:
-        UserError: neither a folder nor a repo name, or two different revisions.
+    Raises UserError for what is neither a folder nor a repo's name, and for two revisions.
     """
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser()), revision
-    repo, at, told = name.partition("@")
-    if at and (not told or (revision and revision != told)):
-        why = f"and revision {revision!r} differ" if told else "names no revision after the '@'"
-        raise UserError(f"model {name!r} {why}: write USER/NAME@REVISION")
+    repo, at, revision_in_name = name.partition("@")
+    if at and not revision_in_name:
+        raise UserError(f"model {name!r} names no revision after the @: write USER/NAME@REVISION")
+    if at and revision and revision != revision_in_name:
+        raise UserError(f"model {name!r} and revision {revision!r} differ: write one of them")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise UserError(
-            f"model {name!r}: no such folder; name a run folder, a model folder or USER/NAME on the Hub"
+            f"model {name!r}: no such folder; name a run folder, a model folder or USER/NAME on the"
+            " Hub"
         )
     try:
         validate_repo_id(repo)
@@ -52,49 +67,80 @@ def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | No
         raise UserError(
             f"model {name!r} is neither a folder nor a repo name: write USER/NAME or a path"
         ) from None
-    return repo, told or revision or None
+    return repo, revision_in_name or revision or None
+
+
+def fetch_model(
+    name: str, revision: str | None = None, *, classifier: bool, weights: bool = True
+) -> ModelFiles:
+    """Return the checked files of a model, downloaded if need be: configs, card and weights.
+
+    Without a network, what is in the Hub's cache will do.
+
+    name, revision: as `resolve_model` returns them.
+    classifier: whether the model must be an image classifier with a name for each of its classes.
+    weights: whether to fetch the weights too.
+
+    Raises UserError: out of reach and not cached; absent, private or gated; no image classifier;
+    damaged files; weights that only a full unpickling would load; code of its own.
+    """
+    repo = _open_repo(name, revision, weights)
+    if "config.json" not in repo.files:
+        only_adapter = "adapter_config.json" in repo.files
+        why = (
+            "it holds only an adapter: name the merged model" if only_adapter else "no config.json"
+        )
+        raise UserError(f"{repo.name} holds no image-classification model: {why}")
+    configs = {file: repo.json(file) for file in CONFIGS if file in repo.files}
+    config, where = configs["config.json"], f"{repo.name}: config.json"
+    check_config(config, where)
+    for file in CONFIGS[1:]:
+        check_processor_config(configs.get(file, {}), f"{repo.name}: {file}")
+    if classifier:
+        _check_classifier(config, repo.name)
+        check_labels(config, where)
+    weight_files = _weight_files(repo) if weights else []
+    folder = repo.folder or _download(repo, revision, [*configs, CARD, *weight_files])
+    return ModelFiles(name, repo.name, folder, repo.commit, configs, weight_files)
 
 
 @dataclass
-class _Source:
-    """Where a model's files come from: their names and how to get one of them as a local path."""
+class _Repo:
+    """A repo or a folder: its top-level files, and how to get one of them as a local path.
+
+    name: how messages call it. folder: where all of it lies already.
+    """
 
     name: str
     commit: str | None
     files: set[str]
     get: Callable[[str], Path]
-    folder: Path | None = None  # where all of it lies already
+    folder: Path | None = None
 
     def json(self, file: str) -> dict[str, Any]:
-        if file not in self.files:
-            return {}
-        try:
-            found = json.loads(self.get(file).read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{self.name}: {file} is not valid JSON") from None
-        return found if isinstance(found, dict) else {}
+        return read_json(self.get(file), f"{self.name}: {file}")
 
 
-def _folder_source(name: str, folder: Path, commit: str | None = None) -> _Source:
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return _Source(name, commit, files, lambda file: folder / file, folder)
+def _local_repo(name: str, folder: Path, commit: str | None = None) -> _Repo:
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    return _Repo(name, commit, files, lambda file: folder / file, folder)
 
 
-def _source(name: str, revision: str | None) -> _Source:
-    name, revision = resolve_model(name, revision)
+def _open_repo(name: str, revision: str | None, weights: bool) -> _Repo:
     if Path(name).is_dir():
-        return _folder_source(name, Path(name))
+        return _local_repo(name, Path(name))
     at = f"{name}@{revision}" if revision else name
     try:
+        if not constants.HF_HUB_OFFLINE:
+            check_connection(constants.ENDPOINT)
         info = HfApi().model_info(name, revision=revision)
         files = {sibling.rfilename for sibling in info.siblings or []}
-        source = _Source(
-            at, info.sha, files, lambda file: Path(hf_hub_download(name, file, revision=revision))
+        repo = _Repo(
+            at, info.sha, files, lambda f: Path(hf_hub_download(name, f, revision=revision))
         )
-        for file in sorted(files)[:1]:
-            if getattr(info, "gated", False):
-                source.get(file)  # the description of a gated repo is public, its files are not
-        return source
+        if getattr(info, "gated", False) and files:
+            repo.get(min(files))  # the description of a gated repo is public, its files are not
+        return repo
     except GatedRepoError:
         raise UserError(f"model {at} is gated: ask for access on its page, then {LOGIN}") from None
     except RepositoryNotFoundError:
@@ -111,110 +157,66 @@ def _source(name: str, revision: str | None) -> _Source:
             raise UserError(
                 f"model {at}: the Hub refuses access ({status}): {LOGIN} with a valid token"
             ) from None
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
-        folder = Path(cached).parent if isinstance(cached, str) else None
-        if folder is None or not any([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-            why = f"the Hub answered {status}" if status else "no Hub in reach"
-            raise UserError(
-                f"model {at}: {why} and it is not in the cache: go online once and run `hf download {name}`, "
-                "or name a local folder"
-            ) from None
-        return _folder_source(at, folder, commit=folder.name)
+        why = f"the Hub answered {status}" if status else "no Hub in reach"
+        return _cached_repo(name, revision, weights, why)
 
 
-def check_model_repo(name: str, revision: str | None = None, *, classifier: bool = True) -> None:
-    """Looks at a repo or folder before it is loaded; works offline for what is in the cache.
+def _cached_repo(name: str, revision: str | None, weights: bool, why: str) -> _Repo:
+    """Return what the Hub's cache holds of a repo. Raises UserError if it is not enough.
 
-    With `classifier=False` any backbone will do; otherwise the architecture must be an image
-    classifier.
-
-    Raises:
-        UserError: not in reach and not cached; absent, private or gated; no image classifier;
-        weights that only a
-            full unpickling would load; code of its own (`trust_remote_code`).
+    why: the reason for the message that the Hub can't be asked.
     """
-    _check(_source(name, revision), classifier)
-
-
-def fetch_model(name: str, revision: str | None = None) -> tuple[Path, str | None]:
-    """(local folder, commit) of a checked image classifier: its config, processor, card and
-    weights, nothing else.
-
-    Raises:
-        UserError: as `check_model_repo`.
-    """
-    source = _source(name, revision)
-    weights = _check(source, classifier=True)
-    if source.folder is not None:
-        return source.folder, source.commit
-    repo, revision = resolve_model(name, revision)
-    wanted = [*(file for file in SIDE_FILES if file in source.files), *weights]
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
-    except (HTTPError, OSError) as error:
+    at = f"{name}@{revision}" if revision else name
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    folder = Path(cached).parent if isinstance(cached, str) else None
+    if folder is None or (weights and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         raise UserError(
-            f"model {source.name}: download failed ({type(error).__name__}); repeat when online"
-        ) from None
-    if folder.name != source.commit:
-        raise UserError(f"model {source.name} changed on the Hub while it was read; repeat")
-    return folder, source.commit
-
-
-def _check(source: _Source, classifier: bool) -> list[str]:
-    """The weight files to load."""
-    if "config.json" not in source.files:
-        adapter = "adapter_config.json" in source.files
-        why = (
-            "it holds only an adapter: name the merged model"
-            if adapter
-            else "it has no config.json"
+            f"model {at}: {why} and it is not in the cache: go online once and"
+            f" run `hf download {name}`, or name a local folder"
         )
-        raise UserError(f"{source.name} holds no image-classification model: {why}")
-    config = source.json("config.json")
-    for file in ("config.json", "preprocessor_config.json", "processor_config.json"):
-        if "auto_map" in source.json(file):
-            raise UserError(
-                f"{source.name} runs code of its own (auto_map in {file}): trust_remote_code is refused"
-            )
-    architectures = [str(name) for name in config.get("architectures") or []]
-    if (
-        not architectures and "architecture" in config
-    ):  # timm's own config, read by transformers' wrapper
+    return _local_repo(at, folder, commit=folder.name)
+
+
+def _check_classifier(config: dict[str, Any], name: str) -> None:
+    architectures = [str(architecture) for architecture in config.get("architectures") or []]
+    if not architectures and "architecture" in config:  # timm's config, for transformers' wrapper
         architectures = ["TimmWrapperForImageClassification"]
-    if classifier and not any("ForImageClassification" in name for name in architectures):
-        told = ", ".join(architectures) or "none"
+    if not any("ForImageClassification" in architecture for architecture in architectures):
         raise UserError(
-            f"{source.name} holds no image-classification model: its architecture is {told}"
+            f"{name} holds no image-classification model: its architecture is"
+            f" {', '.join(architectures) or 'none'}"
         )
-    top = {file for file in source.files if "/" not in file}
-    for index, single in (
-        ("model.safetensors.index.json", "model.safetensors"),
-        ("pytorch_model.bin.index.json", "pytorch_model.bin"),
-    ):
-        if single in top:
+
+
+def _weight_files(repo: _Repo) -> list[str]:
+    """Return the names of the files that hold the weights, with that of their index first."""
+    for single, index in INDEXES.items():
+        if single in repo.files:
             weights = [single]
-        elif index in top:
-            weights = [index, *sorted(set(source.json(index).get("weight_map", {}).values()))]
+        elif index in repo.files:
+            suffix = Path(single).suffix
+            weights = [index, *indexed_files(repo.json(index), suffix, f"{repo.name}: {index}")]
         else:
             continue
+        if absent := sorted(set(weights) - repo.files):
+            raise UserError(f"{repo.name} lacks {absent[0]}, which its {index} names")
         for file in weights:
             if file.endswith(".bin"):
-                _check_pickle(source, file)
+                check_pickle(repo.get(file), f"{repo.name}: {file}")
         return weights
-    raise UserError(
-        f"{source.name} holds no weights: neither model.safetensors nor pytorch_model.bin"
-    )
+    pickles = sorted(file for file in repo.files if file.endswith((".pth", ".pt", ".ckpt", ".pkl")))
+    why = f"only {pickles[0]}; convert it to safetensors first" if pickles else "no weights"
+    raise UserError(f"{repo.name}: {why} (model.safetensors)")
 
 
-def _check_pickle(source: _Source, file: str) -> None:
-    import pickle
-
-    import torch
-
+def _download(repo: _Repo, revision: str | None, files: list[str]) -> Path:
+    name = repo.name.partition("@")[0]
     try:
-        torch.load(source.get(file), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError):
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except (HTTPError, OSError) as error:
         raise UserError(
-            f"{source.name}: {file} is a pickle that weights_only=True can't load, so it may run code; "
-            "convert it where it is trusted: load it there and save_pretrained() writes model.safetensors"
+            f"model {repo.name}: download failed ({type(error).__name__}); repeat when online"
         ) from None
+    if folder.name != repo.commit:
+        raise UserError(f"model {repo.name} changed on the Hub while it was read; repeat")
+    return folder

@@ -13,14 +13,16 @@ import torch
 from torch.nn import functional as F
 from transformers import EvalPrediction
 
-from hf_cifar.data.load import load_data
+from hf_cifar.data.load import check_classes, load_data
 from hf_cifar.evaluation.calibration import apply_temperature, fit_temperature
 from hf_cifar.evaluation.metrics import classification_metrics, trainer_metrics
+from hf_cifar.models.config import write_pixel_range
 from hf_cifar.models.load import Backbone, load_backbone
 from hf_cifar.models.structure import head
 from hf_cifar.objectives.base import Datasets, Objective
 from hf_cifar.objectives.image_datasets import FLIPPED, image_datasets
 from hf_cifar.recipe.recipe import Recipe
+from hf_cifar.reporting.check_report import check_report
 from hf_cifar.reporting.plots import write_plots
 from hf_cifar.reporting.predictions import write_predictions
 
@@ -42,17 +44,20 @@ class Classification(Objective):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.data = load_data(recipe)
-        for message in self.data.messages:
+        data = self.data
+        splits = [split for split in (data.train, data.validation, data.test) if split is not None]
+        for message in (*data.messages, *check_classes(data.source, splits)):
             log.info("%s", message)
-        self.label_names = self.data.label_names
+        self.label_names = data.label_names
         self.smoothing = recipe.training["label_smoothing_factor"]
-        self.trainer_metrics = trainer_metrics()
         self.temperature = 1.0
         self.labels: dict[str, np.ndarray] = {}
         self.probabilities: dict[str, np.ndarray] = {}
 
     def load_backbone(self) -> Backbone:
-        return load_backbone(self.recipe, self.label_names)
+        backbone = load_backbone(self.recipe, self.label_names)
+        write_pixel_range(backbone.model.config, self.data.pixel_range)
+        return backbone
 
     @property
     def workers(self) -> int:
@@ -90,7 +95,7 @@ class Classification(Objective):
         return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return self.trainer_metrics(prediction)
+        return trainer_metrics(prediction)
 
     def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         probabilities = {
@@ -150,7 +155,13 @@ class Classification(Objective):
             "dataset_license": data.license,
             "dataset_fingerprint": data.fingerprint,
             "train_samples": len(data.train),
+            "data_runtime": data.seconds,
+            "data_runtime_from_nothing": data.build_seconds,
+            "deep_pixels": data.pixel_range.to_config() if data.pixel_range else None,
         }
+
+    def check_report(self) -> None:
+        check_report(self.label_names)
 
     def report(self, folder: Path, metrics: dict[str, Any]) -> None:
         """Write predictions.parquet and plots/."""

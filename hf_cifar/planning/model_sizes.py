@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer
 
 from hf_cifar.errors import UserError
 from hf_cifar.methods.parameter_groups import parameter_groups
 from hf_cifar.methods.table import METHODS
+from hf_cifar.models.flops import forward_flops
 from hf_cifar.models.load import skeleton
 from hf_cifar.objectives.table import find_objective
 from hf_cifar.recipe.recipe import Recipe
@@ -59,9 +59,7 @@ def model_sizes(recipe: Recipe, *, checkpointing: bool, bf16: bool) -> Sizes:
     largest = max((sum(p.numel() for p in b.parameters()) for b in blocks), default=0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         make_fake(model)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.eval()(pixel_values=torch.randn(1, 3, size, size))
-        flops = counter.get_total_flops()
+        flops = forward_flops(model, size, torch.device("cpu"))
         if method.runs_backbone_once:
             image = _forward_peak(model, size, bf16)
             # Without autograd, autocast's copies go as soon as they have been used.
