@@ -52,8 +52,6 @@ def load_data(recipe: Recipe) -> Data:
             f"{name} {split.images.fingerprint} {len(split)} ".encode()
             + split.rows.astype("<i8").tobytes()
         )
-    # check_classes: the classification objective is to call it instead, and log what it returns
-    loader.messages += check_classes(loader.source.name, splits.values())
     return Data(
         train=splits["train"],
         validation=splits.get("validation"),
@@ -84,8 +82,6 @@ def load_split(recipe: Recipe, name: str, pixel_range: PixelRange | None = None)
             f"{loader.source.name} has no {name} split, and {name}_fraction is 0; choose another"
             " split"
         )
-    # check_classes: the evaluation is to call it instead
-    check_classes(loader.source.name, [split])
     return split
 
 

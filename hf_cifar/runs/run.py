@@ -20,6 +20,7 @@ from hf_cifar.objectives.table import find_objective
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.reporting.model_card import write_card
+from hf_cifar.reporting.result_warnings import result_warnings
 from hf_cifar.runs.facts import EnergyMeter, run_facts
 from hf_cifar.runs.folder import RunFolder
 from hf_cifar.training.arguments import RunArguments, training_arguments
@@ -83,6 +84,7 @@ def train_recipe(recipe: Recipe, *, fresh: bool = False) -> Run:
         outputs = {name: learner.predict(name) for name in learner.evaluation}
         metrics = {"run_name": folder.path.name} | setup.objective.score(outputs)
         metrics |= learner.results() | run_facts(setup) | energy.facts(learner.resumed)
+        metrics["warnings"] = result_warnings(metrics)
         model = learner.trained_model()
         if setup.arguments.should_save:
             setup.objective.finish_model(model)
