@@ -8,10 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-HOME = Path(
-    tempfile.mkdtemp(prefix="hf-cifar-tests-")
-)  # before the libraries are imported: they read these once
+# Set before the libraries are imported, which read these once.
+HOME = Path(tempfile.mkdtemp(prefix="hf-cifar-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ |= {
     "OMP_NUM_THREADS": "1",
@@ -28,11 +28,14 @@ for name in ("HF_TOKEN", "HF_ENDPOINT", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
 
 import pytest  # noqa: E402
 
+if TYPE_CHECKING:
+    from hf_cifar.runs.run import Run
+
 pytest_plugins = ["helpers.hub_fixtures"]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quiet_and_small() -> None:
+def _one_thread_and_no_progress_bars() -> None:
     import torch
     import transformers
 
@@ -42,16 +45,27 @@ def _quiet_and_small() -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`tiny("vit")`: the folder of a tiny pretrained model of this family (`tiny_models.FAMILIES`),
-    not to be changed.
+    """tiny("vit"): the folder of a tiny pretrained model of a family in `tiny_models.FAMILIES`; a
+    test must not change it.
     """
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def folder(family: str) -> Path:
-        if family not in made:
+        if family not in folders:
             from helpers import tiny_models
 
-            made[family] = tiny_models.save(family, tmp_path_factory.mktemp("models") / family)
-        return made[family]
+            folders[family] = tiny_models.save(family, tmp_path_factory.mktemp("models") / family)
+        return folders[family]
 
     return folder
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., Run]:
+    """train("run", model_folder, key=value, ...): a tiny run in tmp_path/run; or fresh=True."""
+    from helpers.runs import train_into
+
+    def into(name: str, model: Path, **keys: Any) -> Run:
+        return train_into(tmp_path / name, model, **keys)
+
+    return into

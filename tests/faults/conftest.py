@@ -1,4 +1,4 @@
-"""How many faults were tried, and how each kind of them ended."""
+"""Counts how many faults were tried, and how each kind of them ended."""
 
 from __future__ import annotations
 
@@ -12,47 +12,45 @@ ENDS = ("identical", "one clear error", "WRONG")
 
 
 class Tally:
-    """Faults of a test, counted when it ends: of one that fails all that are not counted yet went
-    wrong.
-    """
+    """The faults of one test. Where the test fails, all that have not been counted went wrong."""
 
     def __init__(self) -> None:
         self.tried: Counter[str] = Counter()
         self.ended: Counter[tuple[str, str]] = Counter()
 
-    def tried_one(self, kind: str) -> None:
+    def add(self, kind: str) -> None:
+        """Note that a fault of this kind is tried."""
         self.tried[kind] += 1
 
-    def all_ended(self, how: str) -> None:
-        """Every fault that was tried since the last time ended so."""
+    def all_ended(self, end: str) -> None:
+        """Note how every fault ended that was tried since the last call."""
         for kind, count in self.tried.items():
-            self.ended[kind, how] += count
+            self.ended[kind, end] += count
         self.tried.clear()
 
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    found = Tally()
-    yield found
-    found.all_ended("WRONG")
-    for (kind, how), count in found.ended.items():
-        request.node.user_properties.append(("fault", [kind, how, count]))
+    faults = Tally()
+    yield faults
+    faults.all_ended("WRONG")
+    for (kind, end), count in faults.ended.items():
+        request.node.user_properties.append(("fault", [kind, end, count]))
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable:
-    """`undisturbed(family, keys, processes)`: the run that nothing stops, made once."""
-    from helpers import forked
+    """undisturbed(family, keys, processes): the run that nothing stops, made once."""
+    from helpers.forked import ForkedRun, Undisturbed, run_undisturbed
 
-    made: dict[str, forked.Whole] = {}
+    runs: dict[str, Undisturbed] = {}
 
-    def find(family: str, keys: dict, processes: int = 1) -> forked.Whole:
+    def find(family: str, keys: dict, processes: int = 1) -> Undisturbed:
         name = f"{family} {keys} {processes}"
-        if name not in made:
-            made[name] = forked.whole(
-                forked.Place(tmp_path_factory.mktemp("whole") / "at", tiny(family), keys, processes)
-            )
-        return made[name]
+        if name not in runs:
+            root = tmp_path_factory.mktemp("undisturbed") / "at"
+            runs[name] = run_undisturbed(ForkedRun(root, tiny(family), keys, processes))
+        return runs[name]
 
     return find
 
@@ -61,7 +59,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts: Counter[tuple[str, str]] = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:
-            if getattr(report, "when", None) != "teardown":  # the tally is told after the test
+            if getattr(report, "when", None) != "teardown":  # the tally is complete after the test
                 continue
             for name, value in getattr(report, "user_properties", ()):
                 if name == "fault":

@@ -15,17 +15,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.forked import ENDS_WITHIN, Place, at_write, die, quick_plots
+from helpers.forked import ENDS_WITHIN, ForkedRun, call_at_change, kill_this_process
 
 from hf_cifar.training import checkpoints
 
 EPOCHS = {"eval_strategy": "epoch", "save_strategy": "epoch"}
 CASES = {
     "full, EMA, mixup": ("vit", {"ema_decay": 0.8, "mixup_alpha": 0.4, "save_total_limit": 1}),
-    "linear": (
-        "vit",
-        {"method": "linear", "probe_learning_rates": [0.001, 0.01], "feature_views": 2},
-    ),
+    "linear": ("vit", {"method": "linear", "feature_views": 2}),
     "lora, dropout, every epoch": ("vit", EPOCHS | {"method": "lora", "lora_dropout": 0.2}),
     "partial on hidden states": (
         "vit",
@@ -49,11 +46,15 @@ CASES = {
     ),
 }
 QUICK, ALL = 4, 42  # trials, of two to four kills each
-TWICE = 3  # every how many-th trial has two processes
 
 
-def two(seed: int) -> bool:
-    return seed % TWICE == TWICE - 1
+def processes_of(seed: int) -> int:
+    """Return how many processes a trial has: every third one has two."""
+    return 2 if seed % 3 == 2 else 1
+
+
+def kind_of(processes: int, name: str) -> str:
+    return f"SIGKILL, {processes} process{'es' if processes > 1 else ''}: {name}"
 
 
 SEEDS = [pytest.param(seed, marks=[] if seed < QUICK else pytest.mark.slow) for seed in range(ALL)]
@@ -64,120 +65,107 @@ def test_killed_and_started_again(seed, tiny, tmp_path, undisturbed, tally):
     draw = random.Random(seed)
     name = list(CASES)[seed % len(CASES)]
     family, keys = CASES[name]
-    processes = 2 if two(seed) else 1
-    want = undisturbed(family, keys, processes)
-    place = Place(tmp_path / "at", tiny(family), keys, processes, want.cache if seed % 4 else None)
-    kills, share = (
-        draw.randint(2, 4),
-        1.0,
-    )  # of what the whole run takes; less is left to do after each kill
+    processes = processes_of(seed)
+    expected = undisturbed(family, keys, processes)
+    images = expected.cache if seed % 4 else None
+    run = ForkedRun(tmp_path / "at", tiny(family), keys, processes, images)
+    last_step = expected.outcome["metrics"].get("global_step")
+    kills = draw.randint(2, 4)
+    share = 1.0  # of an undisturbed run, within which the kill comes; each start has less to do
     while kills:
         victim = draw.randrange(processes)
+        change, delay = -1, None
         if draw.random() < 0.5:
-            operation, delay = draw.randint(1, 1 + int(share * want.operations[victim])), None
+            change = draw.randint(1, 1 + int(share * expected.changes[victim]))
         else:
-            operation, delay = -1, draw.uniform(0, share * want.seconds)
+            delay = draw.uniform(0, share * expected.seconds)
 
-        def hook(rank: int, victim: int = victim, operation: int = operation) -> None:
-            quick_plots()
+        def prepare(rank: int, victim: int = victim, change: int = change) -> None:
             if rank == victim:
-                at_write(place, operation, die)
+                call_at_change(run.root, change, kill_this_process)
 
-        pids = place.start(hook)
+        pids = run.start(prepare)
         if delay is not None:
             time.sleep(delay)
             os.kill(pids[victim], signal.SIGKILL)
-        codes = place.end(pids, within=ENDS_WITHIN + (0 if delay is not None else 60))
-        if codes[victim] != -signal.SIGKILL:  # it was done before
-            assert set(codes.values()) == {0} and place.result() == want.result, place.said()
-            shutil.rmtree(place.run)
+        codes = run.wait(pids, within=ENDS_WITHIN + (0 if delay is not None else 60))
+        if codes[victim] != -signal.SIGKILL:  # it had ended before
+            assert set(codes.values()) == {0}, run.output()
+            assert run.outcome() == expected.outcome
+            shutil.rmtree(run.folder)
             share *= 0.7
             continue
         kills -= 1
-        tally.tried_one(f"SIGKILL, {processes} process{'es' if processes > 1 else ''}: {name}")
-        trained = str(want.result["numbers"]["global_step"]) in str(
-            checkpoints.last_good(place.run / "checkpoints")[0]
-        )
-        assert trained or 0 not in codes.values(), (
-            codes,
-            place.said(),
-        )  # the first process writes what is left, alone
-        for path in (place.run / "checkpoints").glob("checkpoint-*"):
+        tally.add(kind_of(processes, name))
+        good, _ = checkpoints.last_good(run.folder / "checkpoints")
+        # A linear probe has no steps and no checkpoints.
+        trained = last_step is None or (good and good.name == f"checkpoint-{last_step}")
+        # Once training has ended, the first process writes what is left without the others.
+        assert trained or 0 not in codes.values(), (codes, run.output())
+        for path in (run.folder / "checkpoints").glob("checkpoint-*"):
             assert checkpoints.damage(path) is None, path
-    assert place.go(lambda _: quick_plots()) == 0, place.said()
-    assert place.result() == want.result
-    left = {p.name for p in place.run.iterdir()} | {
-        p.name for p in (place.run / "checkpoints").iterdir()
+    assert run.run_to_end() == 0, run.output()
+    assert run.outcome() == expected.outcome
+    left = {
+        path.name
+        for folder in (run.folder, run.folder / "checkpoints")
+        for path in folder.iterdir()
     }
-    assert not [
-        name for name in left if name.startswith(".") or name.endswith((".part", ".partial"))
-    ], left
+    unfinished = (".part", ".partial", ".tmp")
+    assert not [name for name in left if name.startswith(".") or name.endswith(unfinished)], left
     tally.all_ended("identical")
-
-
-def real(place: Place) -> list[str]:
-    start = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        if place.processes > 1
-        else []
-    )
-    return [sys.executable, *start, "-m", "hf_cifar", *place.words]
-
-
-def processes_of(pid: int) -> list[psutil.Process]:
-    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_real_processes(seed, tiny, tmp_path, undisturbed, tally):
-    """By the command, of two processes by a launcher, which may be killed itself."""
+def test_the_command_is_killed(seed, tiny, tmp_path, undisturbed, tally):
+    """Real commands; one of two processes is started by a launcher, which may be killed itself."""
     draw, processes = random.Random(seed), 1 + seed % 2
     family, keys = CASES["full, EMA, mixup"]
-    want = undisturbed(family, keys, processes)
-    place = Place(tmp_path / "at", tiny(family), keys, processes, want.cache)
-    env = os.environ | {
-        "HF_CIFAR_CACHE": str(place.cache),
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
+    expected = undisturbed(family, keys, processes)
+    run = ForkedRun(tmp_path / "at", tiny(family), keys, processes, expected.cache)
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"HF_CIFAR_CACHE": str(run.cache), "PYTHONPATH": root}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "hf_cifar", *run.words]
 
     def start() -> subprocess.Popen:
-        with place.log.open("w") as log:
-            return subprocess.Popen(real(place), env=env, cwd=tmp_path, stdout=log, stderr=log)
+        with run.log.open("w") as log:
+            return subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
 
     first = start()
-    root = place.run / "checkpoints"
-    while first.poll() is None and not (root / "checkpoint-3").is_dir():
+    while first.poll() is None and not (run.folder / "checkpoints" / "checkpoint-3").is_dir():
         time.sleep(0.005)
     time.sleep(draw.uniform(0, 0.3))
-    family_tree = processes_of(first.pid)
-    draw.choice(family_tree).kill()
-    tally.tried_one(f"SIGKILL, {processes} process{'es' if processes > 1 else ''}: the command")
-    code = first.wait(timeout=ENDS_WITHIN + 10)
-    assert code != 0
-    psutil.wait_procs(family_tree, timeout=ENDS_WITHIN)
-    assert not [p for p in family_tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert start().wait(timeout=300) == 0, place.said()
-    assert "resuming from" in place.said() or "finished before" in place.said(), place.said()
-    assert place.result() == want.result
+    parent = psutil.Process(first.pid)
+    running = [parent, *parent.children(recursive=True)]
+    draw.choice(running).kill()
+    tally.add(kind_of(processes, "the command"))
+    assert first.wait(timeout=ENDS_WITHIN + 10) != 0
+    psutil.wait_procs(running, timeout=ENDS_WITHIN)
+    assert not [p for p in running if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert start().wait(timeout=300) == 0, run.output()
+    assert "resuming from" in run.output() or "finished before" in run.output(), run.output()
+    assert run.outcome() == expected.outcome
     tally.all_ended("identical")
 
 
 def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_is_not_in_the_way(
     tiny, tmp_path, tally
 ):
-    place = Place(tmp_path / "at", tiny("vit"), {"max_steps": 2})
-    first = place.start(
-        lambda _: at_write(place, 8, lambda: os.kill(os.getpid(), signal.SIGSTOP)) and None
-    )
+    run = ForkedRun(tmp_path / "at", tiny("vit"), {"max_steps": 2})
+
+    def pause() -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    first = run.start(lambda _: call_at_change(run.root, 8, pause))
     while psutil.Process(first[0]).status() != psutil.STATUS_STOPPED:
         time.sleep(0.01)
-    tally.tried_one("a second run in one folder")
-    second = place.go()
-    assert "another process is training here" in place.ended_in_one_line(second)
+    tally.add("a second run in one folder")
+    assert "another process is training here" in run.one_line_error(run.run_to_end())
     tally.all_ended("one clear error")
     os.kill(first[0], signal.SIGKILL)
-    place.end(first)
-    tally.tried_one("a killed run's lock")
-    assert place.go(lambda _: quick_plots()) == 0, place.said()
+    run.wait(first)
+    tally.add("a killed run's lock")
+    assert run.run_to_end() == 0, run.output()
     tally.all_ended("identical")

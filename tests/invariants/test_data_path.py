@@ -1,5 +1,5 @@
-"""Guards what makes the data path fast, counted and not timed: a batch is one call, an image is
-decoded once, no step waits for the device, and a frozen backbone sees an image once.
+"""Counts the work that makes the data path fast: a batch is one call, an image is decoded once, no
+step waits for the device, and a frozen backbone sees an image once.
 """
 
 import math
@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.decoding import count_decoded
+from helpers.runs import without_drawing
+from helpers.waits import HostWaits, WaitsOfSteps
+from helpers.watching import images_seen, trainer_callbacks
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BitImageProcessor, ViTImageProcessor
+from transformers import BitImageProcessor, TrainerCallback, ViTImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 
 from hf_cifar.augmentation.transforms import Transforms
@@ -20,8 +22,7 @@ from hf_cifar.data import image_store
 from hf_cifar.data.batches import ImageBatches
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.recipe.recipe import Recipe
-from hf_cifar.runs import run, stages
-from hf_cifar.training.progress import Speed
+from hf_cifar.runs.run import train_recipe
 
 TOY = {
     "model_type": "vit",
@@ -34,9 +35,15 @@ TOY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _no_drawing():
+    with without_drawing():
+        yield
+
+
 @pytest.fixture
 def make_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """make_recipe(key=value, ...): a recipe for a tiny ViT on the sample, with a cache of its own."""
+    """make_recipe(key=value, ...): a recipe for a tiny ViT, with a cache of its own."""
     monkeypatch.setenv("HF_CIFAR_CACHE", str(tmp_path / "cache"))
 
     def make(**keys: Any) -> Recipe:
@@ -59,17 +66,27 @@ def make_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def count(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[Any]:
-    """Let `owner.name` note the second positional argument of each call, and go on as before."""
+def record_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[Any]:
+    """Let `owner.name` append the first argument of each call to the list that is returned."""
     calls: list[Any] = []
     original = getattr(owner, name)
 
-    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(args[0] if args else None)
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(owner, name, noting)
+    monkeypatch.setattr(owner, name, recording)
     return calls
+
+
+class AtTrainBegin(TrainerCallback):
+    """Call `action()` when training begins."""
+
+    def __init__(self, action: Any) -> None:
+        self.action = action
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.action()
 
 
 def test_a_batch_is_one_call_and_an_image_is_decoded_once(
@@ -82,80 +99,25 @@ def test_a_batch_is_one_call_and_an_image_is_decoded_once(
         per_device_train_batch_size=32,
         per_device_eval_batch_size=20,
     )
-    fetched = count(monkeypatch, ImageBatches, "__getitems__")
-    gathered = count(monkeypatch, image_store.ImageTable, "batch")
-    one_by_one = count(monkeypatch, TorchvisionBackend, "process_image")
+    fetched = record_calls(monkeypatch, ImageBatches, "__getitems__")
+    gathered = record_calls(monkeypatch, image_store.ImageTable, "batch")
+    one_by_one = record_calls(monkeypatch, TorchvisionBackend, "process_image")
     monkeypatch.setattr(
         ImageBatches, "__getitem__", lambda self, i: pytest.fail("an image was asked for alone")
     )
-    of_run: list[Any] = []
-    fit = stages.Stage.fit
-
-    def fit_counted(stage: Any, trainer: Any) -> Any:
-        one_by_one.clear()  # what set-up probed
-        found = fit(stage, trainer)
-        of_run.append((len(fetched), len(gathered), len(one_by_one)))
-        return found
-
-    monkeypatch.setattr(stages.Stage, "fit", fit_counted)
-    decoded = image_store.decoded
-    run.train_recipe(recipe)
-    train_batches, scored = (
-        2 * 3,
-        math.ceil(40 / 20),
-    )  # without validation no training images are scored
-    assert of_run == [(train_batches + scored, train_batches + scored, 0)]
+    decoded = count_decoded(monkeypatch)
+    with trainer_callbacks(AtTrainBegin(one_by_one.clear)):  # not what set-up tried
+        train_recipe(recipe)
+    train_batches, test_batches = 2 * 3, math.ceil(40 / 20)
+    assert len(fetched) == len(gathered) == train_batches + test_batches and not one_by_one
     assert sorted(map(len, fetched)) == sorted([32] * 6 + [20] * 2)
-    assert image_store.decoded - decoded == 2000 + 1000  # all of the sample, once
-    run.train_recipe(recipe, fresh=True)
-    assert image_store.decoded - decoded == 2000 + 1000  # and never again
-
-
-class Reads(TorchFunctionMode):
-    """Notes the methods that wait on a GPU and, on a CPU, just look at the memory."""
-
-    def __init__(self, seen: list[str]) -> None:
-        super().__init__()
-        self.seen = seen
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("tolist", "cpu", "numpy"):
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-class Waits(TorchDispatchMode):
-    """Notes every operation that makes the host wait for a device: reading a number, or a copy
-    between the two.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-        self.methods = Reads(self.seen)
-
-    def __enter__(self) -> "Waits":
-        self.methods.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self.methods.__exit__(*error)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "nonzero", "is_nonzero", "unique", "masked_select"):
-            self.seen.append(name)
-        devices = {t.device.type for t in (*args, found) if isinstance(t, torch.Tensor)}
-        if name in ("_to_copy", "copy_") and len(devices) > 1:
-            self.seen.append(name)
-        return found
+    assert len(decoded) == 2000 + 1000  # all of the sample, once
+    train_recipe(recipe, fresh=True)
+    assert len(decoded) == 2000 + 1000  # and never again
 
 
 def test_waits_are_seen() -> None:
-    with Waits() as waits:
+    with HostWaits() as waits:
         bool(torch.ones(()) > 0)
         torch.ones(3).tolist()
         torch.ones(1).item()
@@ -174,43 +136,26 @@ def test_waits_are_seen() -> None:
     "keys",
     [
         {},
-        {"method": "linear"},
+        {"method": "lora", "ema_decay": 0.9},
         {"label_smoothing_factor": 0.1, "gradient_accumulation_steps": 2},
         {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "image_size_schedule": [[0, 16], [1, 32]]},
         {"auto_augment": "trivialaugment", "random_erasing": 0.5},
     ],
 )
-def test_no_step_waits_for_the_device(
-    keys: dict, make_recipe: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits = Waits()
-    steps: list[int] = []
-
-    class Watched(Speed):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            super().on_step_begin(args, state, control, **kwargs)
-            if state.global_step == 1:  # the first step sets things up
-                waits.__enter__()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            super().on_step_end(args, state, control, **kwargs)
-            steps.append(state.global_step)
-            if state.global_step == state.max_steps:
-                waits.__exit__(None, None, None)
-
-    monkeypatch.setattr(stages, "Speed", Watched)
-    run.train_recipe(
-        make_recipe(
-            max_train_samples=128,
-            max_eval_samples=10,
-            max_steps=6,
-            per_device_train_batch_size=8,
-            logging_steps=100,
-            **keys,
-        )
+def test_no_step_waits_for_the_device(keys: dict, make_recipe: Any) -> None:
+    watcher = WaitsOfSteps()
+    recipe = make_recipe(
+        max_train_samples=128,
+        max_eval_samples=10,
+        max_steps=6,
+        per_device_train_batch_size=8,
+        logging_steps=100,
+        **keys,
     )
-    assert steps == [1, 2, 3, 4, 5, 6]
-    assert waits.seen == []
+    with trainer_callbacks(watcher):
+        train_recipe(recipe)
+    assert watcher.steps == [1, 2, 3, 4, 5, 6]
+    assert watcher.seen == []
 
 
 @pytest.mark.parametrize(
@@ -227,40 +172,26 @@ def test_transforms_copy_nothing_to_the_device(processor: Any) -> None:
     with FakeTensorMode():
         images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device="cuda")
         index = torch.arange(4, device="cuda")
-        transforms.train(
-            images, index, index
-        )  # the processor keeps its mean and deviation on the device from here on
-        with Waits() as waits:
+        # From the first call on, the processor keeps its mean and deviation on the device.
+        transforms.train(images, index, index)
+        with HostWaits() as waits:
             assert transforms.train(images, index, index).shape == (4, 3, 32, 32)
             transforms.evaluate(images)
     assert waits.seen == []
 
 
-def test_a_frozen_backbone_sees_each_image_once(
-    make_recipe: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_frozen_backbone_sees_each_image_once(make_recipe: Any) -> None:
     recipe = make_recipe(
         method="linear",
         validation_fraction=0.1,
         max_train_samples=70,
         max_eval_samples=30,
-        num_train_epochs=3,
-        per_device_train_batch_size=16,
         per_device_eval_batch_size=32,
     )
-    seen: list[int] = []
-    load = run.load_backbone
-
-    def counted(*args: Any) -> Any:
-        backbone = load(*args)
-        hook = lambda _, __, kwargs: seen.append(len(kwargs["pixel_values"]))  # noqa: E731
-        backbone.model.register_forward_pre_hook(hook, with_kwargs=True)
-        return backbone
-
-    monkeypatch.setattr(run, "load_backbone", counted)
-    run.train_recipe(recipe)
-    passes = [n for n in seen if n > 1]  # one image counts the FLOPs
-    assert sorted(passes) == sorted([32, 32, 6, 30, 30])  # train, validation, test
-    seen.clear()
-    run.train_recipe(recipe, fresh=True)
-    assert [n for n in seen if n > 1] == []
+    with images_seen() as seen:
+        train_recipe(recipe)
+    # One image counts the FLOPs; the others are train, validation and test.
+    assert sorted(count for count in seen if count > 1) == sorted([32, 32, 6, 30, 30])
+    with images_seen() as seen:
+        train_recipe(recipe, fresh=True)
+    assert not [count for count in seen if count > 1]

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_models
+from helpers.runs import CHECKPOINT_EVERY_3, assert_same_run, largest_difference, saved_weights
+from helpers.watching import BeforeForward, stopped_in_step, trainer_callbacks
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-
-# noqa: F401
-from test_run import EVERY_3, Cut, _no_plots, cut_at, go, history, numbers, same_weights, weights
 from transformers import ViTImageProcessor
 
 from hf_cifar.augmentation.transforms import Transforms
@@ -20,7 +19,6 @@ from hf_cifar.data.splits import Split
 from hf_cifar.errors import UserError
 from hf_cifar.models.image_size import check_schedule
 from hf_cifar.recipe.load import load_recipe
-from hf_cifar.training.trainer import CifarTrainer
 
 CPU = torch.device("cpu")
 ALL = {
@@ -34,18 +32,16 @@ ALL = {
 }
 
 
-def seen(monkeypatch):
-    """The (epoch, side) of every training batch that a model gets from here on."""
-    found = []
-    original = CifarTrainer.compute_loss
+@pytest.fixture
+def sides():
+    """The (epoch, side) of every training batch that a model gets."""
+    batches = []
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        if model.training:
-            found.append((int(self.state.epoch or 0), inputs["pixel_values"].shape[-1]))
-        return original(self, model, inputs, *args, **kwargs)
+    def note(state, inputs):
+        batches.append((int(state.epoch or 0), inputs["pixel_values"].shape[-1]))
 
-    monkeypatch.setattr(CifarTrainer, "compute_loss", compute_loss)
-    return found
+    with trainer_callbacks(BeforeForward(note)):
+        yield batches
 
 
 # ---- the side of a batch ----
@@ -53,15 +49,15 @@ def seen(monkeypatch):
 
 def test_the_side_is_a_function_of_the_epoch():
     processor = ViTImageProcessor(size={"height": 32, "width": 32})
-    t = Transforms(processor, 32, schedule=((0, 16), (2, 24), (5, 32)), mixup=0.8)
-    assert [t.size_at(e) for e in range(8)] == [16, 16, 24, 24, 24, 32, 32, 32]
+    transforms = Transforms(processor, 32, schedule=((0, 16), (2, 24), (5, 32)), mixup=0.8)
+    assert [transforms.size_at(e) for e in range(8)] == [16, 16, 24, 24, 24, 32, 32, 32]
     assert Transforms(processor, 32).size_at(3) == 32
     labels = np.arange(10, dtype=np.int64)
     pixels = np.random.default_rng(0).integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
     split = Split("train", ImageTable(pixels, labels, list("abcdefghij"), "", []), labels, labels)
     resized = {"interpolate_pos_encoding": True}
-    training = ImageBatches(split, t, training=True, resized_inputs=resized)
-    scoring = ImageBatches(split, t, training=False)
+    training = ImageBatches(split, transforms, training=True, resized_inputs=resized)
+    scoring = ImageBatches(split, transforms, training=False)
     for epoch, side in ((0, 16), (4, 24), (5, 32)):
         tickets = [10 * epoch + i for i in range(4)]
         inputs = training.model_inputs(training.__getitems__(tickets), CPU)
@@ -80,9 +76,9 @@ def test_the_side_is_a_function_of_the_epoch():
 )
 def test_families_take_smaller_images(family):
     model = tiny_models.build(family)
-    told = check_schedule(model, [16, 32], 32)
-    assert told == ({"interpolate_pos_encoding": True} if family in ("vit", "deit") else {})
-    assert model(pixel_values=torch.zeros(2, 3, 16, 16), **told).logits.shape == (2, 10)
+    arguments = check_schedule(model, [16, 32], 32)
+    assert arguments == ({"interpolate_pos_encoding": True} if family in ("vit", "deit") else {})
+    assert model(pixel_values=torch.zeros(2, 3, 16, 16), **arguments).logits.shape == (2, 10)
 
 
 def test_lora_takes_smaller_images():
@@ -90,9 +86,9 @@ def test_lora_takes_smaller_images():
         tiny_models.build("vit"),
         LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"]),
     )
-    told = check_schedule(model, [16, 32], 32)
-    assert told == {"interpolate_pos_encoding": True}
-    assert model(pixel_values=torch.zeros(2, 3, 16, 16), **told).logits.shape == (2, 10)
+    arguments = check_schedule(model, [16, 32], 32)
+    assert arguments == {"interpolate_pos_encoding": True}
+    assert model(pixel_values=torch.zeros(2, 3, 16, 16), **arguments).logits.shape == (2, 10)
 
 
 @pytest.mark.parametrize(
@@ -138,41 +134,39 @@ def test_position_embeddings_are_the_librarys_resampled_and_learn_at_full_size()
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet", "efficientnet"])
-def test_a_run_with_everything_on(family, tiny, go, monkeypatch):  # noqa: F811
-    sides = seen(monkeypatch)
-    run = go("run", tiny(family), **ALL)
+def test_a_run_with_everything_on(family, tiny, train, sides):
+    run = train("run", tiny(family), **ALL)
     assert set(sides) == {(0, 16), (1, 24), (2, 32)} and len(sides) == 15
     assert run.metrics["global_step"] == 15 and run.metrics["image_size"] == 32
-    assert all(np.isfinite(e["loss"]) for e in run.metrics["history"] if "loss" in e)
-    before, after = load_file(tiny(family) / "model.safetensors"), weights(run)
-    assert all(after[k].shape == v.shape for k, v in before.items() if k in after)
-    assert any(not torch.equal(after[k], v) for k, v in before.items() if k in after)
+    losses = [entry["loss"] for entry in run.metrics["history"] if "loss" in entry]
+    assert np.isfinite(losses).all()
+    before, after = load_file(tiny(family) / "model.safetensors"), saved_weights(run)
+    shared = [name for name in before if name in after]
+    assert all(after[name].shape == before[name].shape for name in shared)
+    assert any(not torch.equal(after[name], before[name]) for name in shared)
 
 
-def test_a_run_with_lora_on_changing_sizes(tiny, go, monkeypatch):  # noqa: F811
-    sides = seen(monkeypatch)
-    go("run", tiny("vit"), method="lora", **ALL)
+def test_a_run_with_lora_at_changing_sizes(tiny, train, sides):
+    train("run", tiny("vit"), method="lora", **ALL)
     assert set(sides) == {(0, 16), (1, 24), (2, 32)}
 
 
 @pytest.mark.parametrize("step", [4, 8])
-def test_a_resumed_run_is_the_same_to_the_bit(step, tiny, go, monkeypatch):  # noqa: F811
-    """Cut in the first epoch, so that the images grow after the resume, and in the second; in the
-    middle of a step.
+def test_a_resumed_run_is_the_same_to_the_bit(step, tiny, train):
+    """Stopped in the first epoch, so that the images grow after the resume, and in the second; in
+    the middle of a step.
     """
-    keys = EVERY_3 | ALL | {"image_size_schedule": [[0, 16], [1, 32]], "num_train_epochs": 2}
+    keys = CHECKPOINT_EVERY_3 | ALL
+    keys |= {"image_size_schedule": [[0, 16], [1, 32]], "num_train_epochs": 2}
     keys |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    whole = go("whole", tiny("vit"), **keys)
-    with monkeypatch.context() as m, pytest.raises(Cut):
-        cut_at(m, 2 * step)
-        go("cut", tiny("vit"), **keys)
-    resumed = go("cut", tiny("vit"), **keys)
-    same_weights(whole, resumed)
-    assert history(resumed) == history(whole) and numbers(resumed) == numbers(whole)
+    whole = train("whole", tiny("vit"), **keys)
+    with stopped_in_step(2 * step):
+        train("stopped", tiny("vit"), **keys)
+    assert_same_run(whole, train("stopped", tiny("vit"), **keys))
 
 
-def test_accumulated_mixed_batches_are_the_big_batch(tiny, go):  # noqa: F811
-    keys = {k: v for k, v in ALL.items() if k != "image_size_schedule"}
+def test_accumulated_mixed_batches_are_the_big_batch(tiny, train):
+    keys = {name: value for name, value in ALL.items() if name != "image_size_schedule"}
     keys |= {
         "optim": "sgd",
         "learning_rate": 0.05,
@@ -180,29 +174,24 @@ def test_accumulated_mixed_batches_are_the_big_batch(tiny, go):  # noqa: F811
         "num_train_epochs": 1,
         "max_train_samples": 32,
     }
-    big = weights(go("big", tiny("vit"), per_device_train_batch_size=16, **keys))
-    small = weights(
-        go(
-            "small",
-            tiny("vit"),
-            per_device_train_batch_size=4,
-            gradient_accumulation_steps=4,
-            **keys,
-        )
-    )
-    assert max(float((big[k] - small[k]).abs().max()) for k in big) < 1e-6
+    big = train("big", tiny("vit"), **keys, per_device_train_batch_size=16)
+    keys |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    small = train("small", tiny("vit"), **keys)
+    assert largest_difference(saved_weights(big), saved_weights(small)) < 1e-6
 
 
-def test_augmented_views_of_features_are_policies_too(tiny, go, caplog):  # noqa: F811
-    keys = {"method": "linear", "feature_views": 3, "random_erasing": 0.5}
+def test_features_of_each_augmentation_are_cached_apart(tiny, train, caplog):
+    keys = {"method": "linear", "feature_views": 3}
+    erased_keys = keys | {"random_erasing": 0.5}
+    policy_keys = erased_keys | {"auto_augment": "trivialaugment"}
     with caplog.at_level("INFO", "hf_cifar"):
-        plain = go("plain", tiny("vit"), method="linear", feature_views=3)
-        erased = go("erased", tiny("vit"), **keys)
-        policy = go("policy", tiny("vit"), **keys, auto_augment="trivialaugment")
-        assert "features: 3 x" not in caplog.text  # each has views of its own
-        go("policy", tiny("vit"), fresh=True, **keys, auto_augment="trivialaugment")
+        plain = train("plain", tiny("vit"), **keys)
+        erased = train("erased", tiny("vit"), **erased_keys)
+        policy = train("policy", tiny("vit"), **policy_keys)
+        assert "features: 3 x" not in caplog.text  # none came from the cache
+        train("policy", tiny("vit"), fresh=True, **policy_keys)
         assert "features: 3 x" in caplog.text
-    heads = [weights(r)["classifier.weight"] for r in (plain, erased, policy)]
+    heads = [saved_weights(run)["classifier.weight"] for run in (plain, erased, policy)]
     assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
 
 
@@ -212,22 +201,22 @@ def test_augmented_views_of_features_are_policies_too(tiny, go, caplog):  # noqa
 @pytest.mark.parametrize(
     ("lines", "about"),
     [
-        ("image_size_schedule: []", "takes [[epoch, pixels], ...], got []"),
-        ("image_size_schedule: [[0, 32, 1]]", "takes [[epoch, pixels], ...], got [[0, 32, 1]]"),
-        ("image_size_schedule: [[1, 32]]", "epochs begin at 0 and rise, got 1"),
-        ("image_size_schedule: [[0, 16], [0, 32]]", "epochs begin at 0 and rise, got 0, 0"),
-        ("image_size_schedule: [[0, 4], [1, 32]]", "pixels must be 8 to 4096, got 4, 32"),
+        ("image_size_schedule: []", "must be [[epoch, pixels], ...], got []"),
+        ("image_size_schedule: [[0, 32, 1]]", "must be [[epoch, pixels], ...], got [[0, 32, 1]]"),
+        ("image_size_schedule: [[1, 32]]", "epochs must start at 0 and rise, got [1]"),
+        ("image_size_schedule: [[0, 16], [0, 32]]", "epochs must start at 0 and rise, got [0, 0]"),
+        ("image_size_schedule: [[0, 4], [1, 32]]", "pixels must be 8 to 4096, got [4, 32]"),
         (
             "image_size_schedule: [[0, 16], [1, 24]]\nimage_size: 32",
-            "the last stage must be image_size (32), got 24",
+            "the last size must be image_size (32), got 24",
         ),
         (
             "image_size_schedule: [[0, 16], [3, 32]]",
-            "the last stage begins at epoch 3, but num_train_epochs is 3",
+            "the last size begins in epoch 3, but num_train_epochs is 3",
         ),
         (
             "image_size_schedule: [[0, 16], [1, 32]]\nmethod: linear",
-            "changes images at every epoch",
+            "changes images in every epoch",
         ),
         ("image_size_schedule: 32", "must be a list"),
         ("image_size_schedule: [[0, big]]", "must be a list"),
@@ -246,9 +235,9 @@ def test_bad_schedules_are_refused_in_one_line(tmp_path, lines, about):
     )
 
 
-def test_a_schedule_that_misses_the_models_own_size_is_refused(tiny, go):  # noqa: F811
+def test_a_schedule_that_misses_the_models_own_size_is_refused(tiny, train):
     with pytest.raises(
         UserError,
         match="image_size_schedule: the last stage must be the model's image size of 32, got 24",
     ):
-        go("run", tiny("vit"), image_size_schedule=[[0, 16], [1, 24]])
+        train("run", tiny("vit"), image_size_schedule=[[0, 16], [1, 24]])

@@ -1,5 +1,5 @@
-"""accelerate's configurations are what accelerate reads, and a run that got fewer processes than
-were asked for is refused.
+"""accelerate reads the packaged configurations, and a run that got fewer processes than were asked
+for is refused.
 """
 
 import math
@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from torch import distributed
 
 from hf_cifar.cli import main
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.recipe.recipe import packaged, recipe_names
-from hf_cifar.training.launch_checks import check_processes, launch_words, meet_again
+from hf_cifar.training.launch_checks import check_processes, launch_words, meet_after_restart
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((packaged("recipes") / "accelerate").glob("*.yaml"))
@@ -45,7 +46,7 @@ def test_accelerate_reads_each_config(path):
     assert path.read_text().startswith("# ")
 
 
-def test_all_configs_are_there_and_are_no_recipes(tmp_path, monkeypatch, capsys):
+def test_all_configs_are_packaged_and_are_no_recipes(tmp_path, monkeypatch, capsys):
     assert {p.stem for p in CONFIGS} == set(WANT) and not any(
         "accelerate" in name for name in recipe_names()
     )
@@ -71,11 +72,11 @@ def test_all_configs_are_there_and_are_no_recipes(tmp_path, monkeypatch, capsys)
         ([], None),
     ],
 )
-def test_a_launcher_is_known_by_its_command_line(command, words):
+def test_a_launcher_is_recognised_by_its_command_line(command, words):
     assert launch_words(command) == words
 
 
-def test_slurm_tasks_that_are_not_ours_are_told(monkeypatch):
+def test_slurm_tasks_beside_this_run_are_warned_about(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert "Slurm has 4 tasks" in (check_processes(1) or "")
     assert check_processes(4) is None
@@ -119,7 +120,7 @@ def test_fewer_processes_than_asked_for_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_slurm_starts_parses_and_keeps_the_batch(tmp_path):
+def test_slurms_launch_line_parses_and_keeps_the_batch(tmp_path):
     folder, line = tmp_path / "bin", tmp_path / "line"
     folder.mkdir()
     for name, body in {
@@ -143,55 +144,42 @@ def test_what_slurm_starts_parses_and_keeps_the_batch(tmp_path):
         1,
     )
     assert args.main_process_ip == "node-a" and args.main_process_port
-    typed, rest = main._parser().parse_known_args(args.training_script_args)
-    as_packaged, found = (
-        load_recipe(typed.recipe).training,
-        load_recipe(typed.recipe, main.overrides(rest)).training,
-    )
+    typed = main.parse(args.training_script_args)
+    packaged_recipe = load_recipe(typed.recipe).training
+    launched = load_recipe(typed.recipe, typed.keys).training
     keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    assert math.prod(found[k] for k in keys) * args.num_processes == math.prod(
-        as_packaged[k] for k in keys
-    )
-    told = int(
-        re.search(
-            r"^TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)$", (tmp_path / "line.env").read_text(), re.M
-        )[1]
-    )
-    assert (
-        30 < told < int(re.search(r"--signal=TERM@(\d+)", script.read_text())[1])
-    )  # done before Slurm kills
-    assert (
-        subprocess.run(
-            ["bash", str(script)], env=environment, capture_output=True, check=False
-        ).returncode
-        != 0
-    )
+    batch_of_process = math.prod(launched[key] for key in keys)
+    whole_batch = math.prod(packaged_recipe[key] for key in keys)
+    assert batch_of_process * args.num_processes == whole_batch
+    written = (tmp_path / "line.env").read_text()
+    timeout = int(re.search(r"^TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)$", written, re.M)[1])
+    slurm_kills_after = int(re.search(r"--signal=TERM@(\d+)", script.read_text())[1])
+    assert 30 < timeout < slurm_kills_after
+    without_recipe = ["bash", str(script)]
+    done = subprocess.run(without_recipe, env=environment, capture_output=True, check=False)
+    assert done.returncode != 0
 
 
-def test_processes_that_are_started_again_meet_under_other_names(monkeypatch):
-    from torch import distributed
-
-    met, environment = (
-        [],
-        {
-            "MASTER_ADDR": "127.0.0.1",
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-        },
-    )
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.setattr(
-        distributed, "init_process_group", lambda backend, store, **_: met.append((backend, store))
-    )
-    agents = distributed.TCPStore("127.0.0.1", 0, is_master=True)
-    monkeypatch.setenv("MASTER_PORT", str(agents.port))
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    meet_again("gloo", 5)
-    assert not met  # the first start is torch's and accelerate's own affair
+def test_processes_of_a_restart_meet_under_names_of_their_own(monkeypatch):
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    launcher = distributed.TCPStore("127.0.0.1", 0, is_master=True)
+    environment |= {"MASTER_PORT": str(launcher.port), "TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    meet_after_restart("gloo", 5)
+    assert not distributed.is_initialized()  # the first start is left to torch and accelerate
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    meet_again("gloo", 5)
-    agents.set("address", "of a process that died")
-    ((backend, store),) = met
-    assert backend == "gloo" and not store.check(["address"])
+    meet_after_restart("gloo", 5)
+    try:
+        launcher.set("address", "of a process that died")
+        store = distributed.distributed_c10d._get_default_store()
+        store.set("own", "1")
+        assert distributed.get_backend() == "gloo" and store.check(["own"])
+        assert not store.check(["address"]) and not launcher.check(["own"])
+    finally:
+        distributed.destroy_process_group()
