@@ -24,6 +24,8 @@ PositiveShare = Annotated[float, Gt(0), Le(1)]
 HeldOutShare = Annotated[float, Ge(0), Le(0.9)]
 DropRate = Annotated[float, Ge(0), Le(0.99)]
 Pixels = Annotated[int, Ge(8), Le(4096)]
+LogLevel = Literal["passive", "detail", "debug", "info", "warning", "error", "critical"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 def key(default: Any, help: str) -> Any:
@@ -327,9 +329,15 @@ TRAINING_TYPES: dict[str, Any] = {
     "weight_decay": NotNegative,
     "adam_beta1": Annotated[float, Ge(0), Le(0.999999)],
     "adam_beta2": Annotated[float, Ge(0), Le(0.999999999)],
+    "adam_epsilon": NotNegative,
     "max_grad_norm": NotNegative,
     "label_smoothing_factor": Annotated[float, Ge(0), Le(0.999)],
+    "lr_scheduler_kwargs": dict[str, Any] | None,
     "bf16": bool | None,
+    "torch_compile_backend": Literal["inductor", "eager", "aot_eager", "cudagraphs"] | None,
+    "torch_compile_mode": CompileMode | None,
+    "log_level": LogLevel,
+    "log_level_replica": LogLevel,
     "logging_steps": NotNegative,
     "dataloader_num_workers": Annotated[int, Ge(0)] | None,
     "save_total_limit": Count | None,

@@ -13,6 +13,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.recipe import Recipe
+from hf_cifar.training.check_optimizer import check_optimizer
 
 log = logging.getLogger(__name__)
 # Keys that the run itself acts on; the Trainer must not act on them a second time.
@@ -43,7 +44,7 @@ def training_arguments(
     checkpoint_metrics: metrics of the objective that can choose a checkpoint -> whether more of
     them is better. workers: data loader workers, where the recipe leaves their number open.
 
-    Raises UserError for keys that TrainingArguments refuses.
+    Raises UserError for keys that TrainingArguments, the optimizer or the schedule refuses.
     """
     values = dict(recipe.training)
     cuda = torch.cuda.is_available() and not values.get("use_cpu")
@@ -86,6 +87,7 @@ def training_arguments(
             f"report_to: {missing[0]} is not known or not installed;"
             f" installed are {', '.join(installed) or 'none'}"
         )
+    check_optimizer(arguments)
     return arguments
 
 
