@@ -1,4 +1,4 @@
-"""The benchmarks start, at their smallest; their figures are taken by hand."""
+"""The benchmarks run at their smallest size; their figures are measured by hand."""
 
 import json
 import os
@@ -15,7 +15,7 @@ SCRIPTS = sorted(
 QUICK = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
-def bench(name: str, *words: str) -> str:
+def run_benchmark(name: str, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / f"{name}.py"), *words],
         capture_output=True,
@@ -27,26 +27,39 @@ def bench(name: str, *words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help(name: str) -> None:
-    text = bench(name, "--help")
-    assert "--quick" in text and "--turns" in text
+def test_every_script_has_help() -> None:
+    """All in one process, which imports the libraries once."""
+    code = """
+import contextlib, runpy, sys
+from pathlib import Path
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    sys.path.insert(0, str(Path(script).parent))
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+"""
+    scripts = [str(BENCHMARKS / f"{name}.py") for name in SCRIPTS]
+    command = [sys.executable, "-c", code, *scripts]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | QUICK)
+    assert done.returncode == 0, done.stderr[-2000:]
+    texts = done.stdout.split("usage: ")[1:]
+    assert [text.split()[0] for text in texts] == [f"{name}.py" for name in SCRIPTS]
+    assert all("--quick" in text and "--turns" in text for text in texts)
 
 
 def run_quick(name: str, tmp_path: Path, *words: str) -> dict:
-    bench(name, "--quick", "--json", str(tmp_path / "found.json"), *words)
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert {"benchmark", "command", "hardware", "versions", "commit"} <= set(found)
-    assert str(tmp_path) not in json.dumps(found)
-    return found
+    run_benchmark(name, "--quick", "--json", str(tmp_path / "result.json"), *words)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert {"benchmark", "command", "hardware", "versions", "commit"} <= set(result)
+    assert str(tmp_path) not in json.dumps(result)
+    return result
 
 
 def test_efficiency(tmp_path: Path) -> None:
-    found = run_quick("efficiency", tmp_path)
-    assert (
-        len(found["images_per_second"]["hf-cifar"]) == len(found["images_per_second"]["bare"]) == 2
-    )
-    assert found["share"]["min"] <= found["share"]["median"] <= found["share"]["max"]
+    result = run_quick("efficiency", tmp_path)
+    speeds, share = result["images_per_second"], result["share"]
+    assert len(speeds["hf-cifar"]) == len(speeds["bare"]) == 2
+    assert share["min"] <= share["median"] <= share["max"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-"""What `plan` works out is what a real step holds: weights, gradients, optimizer state, and what
-autograd keeps.
+"""`plan` works out what a real step holds: weights, gradients, optimizer state, and what autograd
+keeps.
 """
 
 import dataclasses
@@ -7,170 +7,163 @@ import shlex
 
 import pytest
 import torch
-import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from helpers import tiny_models
-from test_run import BASE
+from helpers.runs import write_recipe
+from transformers import Trainer
 
 from hf_cifar.cli import main
 from hf_cifar.errors import UserError
 from hf_cifar.methods.parameter_groups import parameter_groups
-from hf_cifar.methods.trainable import adapt
+from hf_cifar.methods.table import METHODS
+from hf_cifar.objectives.classification import Classification
 from hf_cifar.planning import memory
+from hf_cifar.planning.model_sizes import model_sizes
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.recipe.recipe import packaged
 from hf_cifar.training.arguments import training_arguments
 
 
-def recipe_of(folder, model, **keys):
-    path = folder / "recipe.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            BASE | {"model_name_or_path": str(model), "output_dir": str(folder / "run")} | keys
-        )
-    )
-    return load_recipe(str(path))
+@pytest.fixture
+def make_recipe(tmp_path, tiny):
+    """make_recipe(family, key=value, ...): a recipe of a tiny model, in tmp_path/recipe.yaml."""
+
+    def make(family="vit", **keys):
+        output = str(tmp_path / "run")
+        path = write_recipe(tmp_path / "recipe.yaml", tiny(family), output_dir=output, **keys)
+        return load_recipe(str(path))
+
+    return make
+
+
+def bytes_of(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def real_step(recipe, family, batch=4):
-    """(weights, gradients, optimizer state, kept by autograd) in bytes of a step on real tensors."""
-    from transformers import Trainer
+    """Return the bytes of weights, gradients, optimizer state, and what autograd keeps, in a step
+    on real tensors.
+    """
+    model = METHODS[recipe.method](recipe).prepare(tiny_models.build(family)).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
 
-    model = adapt(tiny_models.build(family), recipe, "base").train()
-    own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
-
-    def pack(tensor):
-        if (key := tensor.untyped_storage().data_ptr()) not in own:
-            kept[key] = tensor
+    def note(tensor):
+        if (storage := tensor.untyped_storage().data_ptr()) not in weights:
+            kept[storage] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = model(pixel_values=torch.randn(batch, 3, 32, 32)).logits.float().sum()
     loss.backward()
-    kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(training_arguments(recipe), model)
-    groups = [
-        {k: v for k, v in g.items() if k != "name"}
-        for g in parameter_groups(model, 1e-3, 0.0, None, 1.0)
-    ]
-    optimizer = kind(groups, **kwargs)
+    arguments = training_arguments(recipe, Classification.checkpoint_metrics)
+    kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    groups = parameter_groups(model, 1e-3, 0.0)
+    optimizer = kind([{k: v for k, v in g.items() if k != "name"} for g in groups], **kwargs)
     optimizer.step()
-    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
-    state = [
-        v
-        for s in optimizer.state.values()
-        for v in s.values()
-        if isinstance(v, torch.Tensor) and v.ndim
-    ]
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    state = [value for value in values if isinstance(value, torch.Tensor) and value.ndim]
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    saved = sum(t.untyped_storage().nbytes() for t in kept.values())
-    return size(model.parameters()), size(gradients), size(state), saved
+    activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return bytes_of(model.parameters()), bytes_of(gradients), bytes_of(state), activations
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "sgd"])
 @pytest.mark.parametrize("method", ["full", "partial", "lora"])
 @pytest.mark.parametrize("family", ["vit", "resnet", "swin"])
-def test_what_is_worked_out_is_what_a_step_holds(family, method, optim, tiny, tmp_path):
-    more = {"optim_args": "momentum=0.9"} if optim == "sgd" else {}
-    recipe = recipe_of(
-        tmp_path, tiny(family), method=method, optim=optim, lora_target_modules="all", **more
-    )
-    found = memory.sizes(recipe, checkpointing=False, bf16=False)
-    weights, gradients, state, _ = real_step(recipe, family)
-    assert (found.weights, found.gradients, found.optimizer) == (weights, gradients, state)
-    kept = real_step(recipe, family, 8)[3] - real_step(recipe, family, 4)[3]
-    assert found.image == pytest.approx(kept / 4, rel=0.02)
+def test_the_plan_is_what_a_step_holds(family, method, optim, make_recipe):
+    keys = {"optim_args": "momentum=0.9"} if optim == "sgd" else {}
+    keys |= {"method": method, "optim": optim, "lora_target_modules": "all"}
+    recipe = make_recipe(family, **keys)
+    sizes = model_sizes(recipe, checkpointing=False, bf16=False)
+    weights, gradients, state, activations = real_step(recipe, family)
+    assert (sizes.weights, sizes.gradients, sizes.optimizer) == (weights, gradients, state)
+    of_four_images = real_step(recipe, family, 8)[3] - activations
+    assert sizes.image == pytest.approx(of_four_images / 4, rel=0.02)
 
 
-def test_checkpointing_keeps_less_and_bf16_copies_weights(tiny, tmp_path):
-    recipe = recipe_of(tmp_path, tiny("vit"))
-    plain, less = (memory.sizes(recipe, checkpointing=c, bf16=False) for c in (False, True))
+def test_checkpointing_keeps_less_and_bf16_copies_weights(make_recipe):
+    recipe = make_recipe()
+    plain, less = (model_sizes(recipe, checkpointing=c, bf16=False) for c in (False, True))
     assert less.image < plain.image / 2 and plain.copies == 0
-    half = memory.sizes(recipe, checkpointing=False, bf16=True)
-    matrices = sum(
-        p.numel()
-        for n, p in tiny_models.build("vit").named_parameters()
-        if p.ndim >= 2 and "embeddings" not in n
-    )
+    half = model_sizes(recipe, checkpointing=False, bf16=True)
+    named = tiny_models.build("vit").named_parameters()
+    matrices = sum(p.numel() for n, p in named if p.ndim >= 2 and "embeddings" not in n)
     assert half.copies >= 2 * 0.9 * matrices and half.image < plain.image
 
 
-def test_shards_are_shares(tiny, tmp_path):
-    recipe = recipe_of(tmp_path, tiny("vit"))
-    ways, s = memory.launch_options(recipe, 4, False)
-    by = {(r.way, r.checkpointing): r for r in ways}
-    assert set(by) == {(w, c) for w in ("single", "DDP", "FSDP2", "ZeRO-3") for c in (False, True)}
-    assert by["FSDP2", False].optimizer == s.optimizer / 4 == by["DDP", False].optimizer / 4
-    assert by["FSDP2", False].parameters == s.weights / 4 + 8 * s.largest_block
-    assert (
-        by["single", True].activations
-        > memory.sizes(recipe, checkpointing=True, bf16=False).image * 8
-    )
-    assert by["FSDP2", False].gradients == s.gradients / 4
-    recipe.training["gradient_accumulation_steps"] = 2
-    by = {(r.way, r.checkpointing): r for r in memory.launch_options(recipe, 4, True)[0]}
-    assert by["FSDP2", False].gradients == s.gradients / 4 + 2 * s.trainable
-    assert by["ZeRO-3", False].gradients == s.gradients / 4
-    assert {
-        r.way
-        for r in memory.launch_options(recipe_of(tmp_path, tiny("vit"), method="linear"), 4, False)[
-            0
-        ]
-    } == {"single", "DDP"}
+def test_shards_are_shares(make_recipe):
+    recipe = make_recipe()
+    options, sizes = memory.launch_options(recipe, 4, False)
+    by_way = {(option.way, option.checkpointing): option for option in options}
+    ways = ("single", "DDP", "FSDP2", "ZeRO-3")
+    assert set(by_way) == {(way, c) for way in ways for c in (False, True)}
+    sharded, checkpointed = by_way["FSDP2", False], by_way["single", True]
+    assert sharded.optimizer == sizes.optimizer / 4 == by_way["DDP", False].optimizer / 4
+    assert sharded.parameters == sizes.weights / 4 + 8 * sizes.largest_block
+    less = model_sizes(recipe, checkpointing=True, bf16=False)
+    assert checkpointed.activations > less.image * 8
+    assert sharded.gradients == sizes.gradients / 4
+    linear, _ = memory.launch_options(make_recipe(method="linear"), 4, False)
+    assert {option.way for option in linear} == {"single", "DDP"}
+
+
+def test_accumulation_keeps_whole_gradients_under_fsdp(make_recipe):
+    recipe = make_recipe(gradient_accumulation_steps=2)
+    options, sizes = memory.launch_options(recipe, 4, True)
+    gradients = {o.way: o.gradients for o in options if not o.checkpointing}
+    assert gradients["FSDP2"] == sizes.gradients / 4 + 2 * sizes.trainable
+    assert gradients["ZeRO-3"] == sizes.gradients / 4
 
 
 @pytest.mark.slow
 def test_vit_huge_is_planned_without_its_weights(capsys):
     words = ["--from_scratch", "true", "--dataset_name", "sample"]
     assert main.run(["plan", "vit_huge_14/lora", *words, "--gpu-memory", "8"]) == 0
-    said = capsys.readouterr().out
-    assert "636.0 M parameters, 5.26 M train" in said
-    # which has checkpointing
+    output = capsys.readouterr().out
+    assert "636.0 M parameters, 5.26 M train" in output
+    # The recipe has gradient checkpointing itself.
     line = "hf-cifar train vit_huge_14/lora --from_scratch true --dataset_name sample"
-    assert said.strip().splitlines()[-1] == line
+    assert output.strip().splitlines()[-1] == line
 
 
-def test_the_launch_lines_are_ones(tiny, tmp_path):
-    recipe_of(tmp_path, tiny("vit"))
+def test_the_launch_lines_can_be_typed(make_recipe, tmp_path):
+    make_recipe()
     recipe = load_recipe(str(tmp_path / "recipe.yaml"), {"seed": "3"})
-    ways, _ = memory.launch_options(recipe, 8, True)
-    for row in ways:
-        words = shlex.split(memory.launch_line(recipe, row, "mine/recipe.yaml", 8))
-        assert words[0] == ("hf-cifar" if row.way == "single" else "accelerate")
-        assert ("--gradient_checkpointing" in words) == row.checkpointing
-        own = words[words.index("train") + 1 :]
-        assert own[:3] == ["mine/recipe.yaml", "--seed", "3"]
-        if row.way != "single":
-            file = load_config_from_file(
-                str(packaged("recipes") / words[words.index("--config_file") + 1])
-            )
+    options, _ = memory.launch_options(recipe, 8, True)
+    for option in options:
+        words = shlex.split(memory.launch_line(recipe, option, "mine/recipe.yaml", 8))
+        assert words[0] == ("hf-cifar" if option.way == "single" else "accelerate")
+        assert ("--gradient_checkpointing" in words) == option.checkpointing
+        train = words[words.index("train") + 1 :]
+        assert train[:3] == ["mine/recipe.yaml", "--seed", "3"]
+        if option.way != "single":
+            config_file = words[words.index("--config_file") + 1]
+            config = load_config_from_file(str(packaged("recipes") / config_file))
             args = launch_command_parser().parse_args(words[2:])
-            assert (
-                args.num_processes == 8
-                and args.training_script == "hf_cifar"
-                and file.num_processes == 8
-            )
+            assert args.num_processes == config.num_processes == 8
+            assert args.training_script == "hf_cifar"
 
 
 @pytest.mark.parametrize(
     "words", [["--gpu-memory", "0"], ["--mfu", "2"], ["--dataset_name", "pictures"]]
 )
-def test_bad_input_is_one_line(words, tiny, tmp_path, capsys):
-    recipe_of(tmp_path, tiny("vit"))
+def test_bad_input_is_one_line(words, make_recipe, tmp_path, capsys):
+    make_recipe()
     assert main.run(["plan", str(tmp_path / "recipe.yaml"), *words]) == 2
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("hf-cifar: plan: ") and "\n" not in said
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("hf-cifar: plan: ") and "\n" not in error
 
 
-def test_work_counts_passes(tiny, tmp_path):
-    recipe = recipe_of(
-        tmp_path, tiny("vit"), validation_fraction=0.1, max_train_samples=None, num_train_epochs=2
-    )
-    s = memory.sizes(recipe, checkpointing=False, bf16=False)
-    assert memory.work(recipe, s, False, 1, None) == (1800, 3.0 * s.flops * 1800, 2.0)
-    assert memory.work(recipe, s, True, 4, 1000) == (900, 4.0 * s.flops * 900, 2.0)
-    recipe.training |= {"max_steps": 90, "gradient_accumulation_steps": 5}
-    assert memory.work(recipe, s, False, 4, None)[2] == 90 * 8 * 5 * 4 / 1800
-    other = dataclasses.replace(recipe, dataset_name="elsewhere")
-    with pytest.raises(UserError, match="say --images N"):
-        memory.work(other, s, False, 1, None)
+def test_work_counts_passes(make_recipe):
+    recipe = make_recipe(validation_fraction=0.1, max_train_samples=None, num_train_epochs=2)
+    sizes = model_sizes(recipe, checkpointing=False, bf16=False)
+    assert memory.work(recipe, sizes, False, 1, None) == (1800, 3.0 * sizes.flops * 1800, 2.0)
+    assert memory.work(recipe, sizes, True, 4, 1000) == (900, 4.0 * sizes.flops * 900, 2.0)
+    steps = recipe.training | {"max_steps": 90, "gradient_accumulation_steps": 5}
+    by_steps = dataclasses.replace(recipe, training=steps)
+    assert memory.work(by_steps, sizes, False, 4, None)[2] == 90 * 8 * 5 * 4 / 1800
+    elsewhere = dataclasses.replace(recipe, dataset_name="elsewhere")
+    with pytest.raises(UserError, match="give --images N"):
+        memory.work(elsewhere, sizes, False, 1, None)
