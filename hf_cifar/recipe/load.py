@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import typing
 from pathlib import Path
@@ -91,7 +92,7 @@ def _set(recipe: Recipe, name: str, value: Any, origin: str) -> None:
     """Validate one key and set it in the recipe. Raises UserError."""
     where = f"{origin}: {visible(name, most=80)}"
     is_own = name in project_fields()
-    types = typing.get_type_hints(Recipe, include_extras=True) if is_own else training_types()
+    types = _project_types() if is_own else training_types()
     if name in REFUSED:
         raise UserError(f"{where}: can't be set: {REFUSED[name]}")
     if name not in types:
@@ -103,6 +104,11 @@ def _set(recipe: Recipe, name: str, value: Any, origin: str) -> None:
         setattr(recipe, name, value)
     else:
         recipe.training[name] = value
+
+
+@functools.cache
+def _project_types() -> dict[str, Any]:
+    return typing.get_type_hints(Recipe, include_extras=True)
 
 
 def _nearest_key(name: str) -> str:
