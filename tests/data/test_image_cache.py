@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -18,25 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.image_utils import load_image
 
-from hf_cifar.data import image_cache, image_store
+from hf_cifar.data import cache_entry, image_store
 from hf_cifar.data.image_store import ImageFiles, ImageTable
+from hf_cifar.data.cache_entry import SplitRequest
+from hf_cifar.data.image_cache import load_images
 from hf_cifar.data.load import load_data
 from hf_cifar.errors import UserError
-
-DEFAULTS = {
-    "dataset_revision": None,
-    "dataset_config_name": None,
-    "image_column_name": None,
-    "label_column_name": None,
-    "validation_fraction": 0.0,
-    "test_fraction": 0.0,
-    "train_samples_per_class": None,
-    "max_train_samples": None,
-    "max_eval_samples": None,
-    "on_bad_image": "error",
-    "data_path": "auto",
-    "seed": 0,
-}
+from hf_cifar.recipe.recipe import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +33,8 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def train(folder, **keys):
-    return load_data(SimpleNamespace(**DEFAULTS | {"dataset_name": str(folder)} | keys))
+    keys = {"validation_fraction": 0.0, "test_fraction": 0.0} | keys
+    return load_data(Recipe(dataset_name=str(folder), **keys))
 
 
 def class_folders(root, sizes=((8, 6),), per_class=6, classes=("cat", "dog")):
@@ -75,9 +63,6 @@ def odd_modes(folder, size):
     rgb.convert("P").save(folder / "transparent.png", transparency=bytes(range(256)))
     rgb.convert("LA").save(folder / "grey_alpha.png")
     rgba.save(folder / "rgba.png")
-    PIL.Image.fromarray(random.integers(0, 65536, (height, width), dtype=np.uint16)).save(
-        folder / "deep.png"
-    )
     rgb.convert("CMYK").save(folder / "cmyk.jpg")
     turned = PIL.Image.Exif()
     turned[0x0112] = 6
@@ -116,52 +101,6 @@ def test_batch_is_one_gather_in_the_order_asked(rows):
     assert np.array_equal(batch.numpy(), pixels[rows] if rows else np.empty((0, 3, 4, 5)))
 
 
-def test_each_image_is_decoded_once_and_a_second_start_decodes_nothing(tmp_path):
-    folder = class_folders(tmp_path / "data")
-    before = image_store.decoded
-    first = train(folder)
-    assert image_store.decoded - before == 12
-    second = train(folder)
-    assert image_store.decoded - before == 12
-    assert "mapped from the cache" in second.messages[0] and "decoded in" in first.messages[0]
-    assert second.fingerprint == first.fingerprint
-
-
-START = """
-import sys, time
-from types import SimpleNamespace
-from hf_cifar.data import load_data
-start = time.perf_counter()
-data = load_data(SimpleNamespace(**{keys}))
-seconds = time.perf_counter() - start
-from hf_cifar import table
-import json
-print(json.dumps([image_store.decoded, seconds, [m for m in ("datasets", "pyarrow", "torch") if m in sys.modules]]))
-"""
-
-
-def start(keys):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", START.replace("{keys}", repr(keys))]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-
-
-def test_a_warm_start_of_the_sample_is_quick_and_imports_nothing_heavy():
-    keys = DEFAULTS | {"dataset_name": "sample", "validation_fraction": 0.02}
-    train("sample")
-    process = start(keys)
-    decoded, seconds, heavy = json.loads(process.communicate()[0])
-    assert decoded == 0 and heavy == []
-    assert seconds < 1
-
-
-def test_processes_that_start_together_decode_once(tmp_path):
-    folder = class_folders(tmp_path / "data", per_class=100)
-    processes = [start(DEFAULTS | {"dataset_name": str(folder)}) for _ in range(3)]
-    counts = [json.loads(process.communicate()[0])[0] for process in processes]
-    assert sorted(counts) == [0, 0, 200]
-
-
 @pytest.mark.parametrize("name", ["pixels.npy", "labels.npy", "meta.json"])
 @pytest.mark.parametrize("harm", ["truncate", "remove", "overwrite"])
 def test_a_damaged_cache_entry_is_rebuilt(tmp_path, own_cache, name, harm):
@@ -175,9 +114,9 @@ def test_a_damaged_cache_entry_is_rebuilt(tmp_path, own_cache, name, harm):
         path.unlink()
     else:
         path.write_bytes(b"\0" * (path.stat().st_size))
-    before = image_store.decoded
-    again = train(folder).train.images
-    assert image_store.decoded - before == 12
+    data = train(folder)
+    again = data.train.images
+    assert "decoded in" in data.messages[0]
     assert np.array_equal(again.pixels, expected) and again.fingerprint == fingerprint
     assert [entry.is_dir() for entry in own_cache.iterdir()].count(
         True
@@ -190,9 +129,10 @@ def test_an_altered_pixel_is_found(tmp_path, own_cache):
 
     def load():
         source = find_source(str(folder))
-        return image_cache.load_images(
-            lambda room: source.open("train", room), identity="x", state=source.state, where="data"
-        )[0]
+        request = SplitRequest(
+            lambda room: source.open("train", room), "x", source.state, where="data"
+        )
+        return load_images(request).store
 
     good = load().pixels.copy()
     (path,) = own_cache.glob("*/pixels.npy")
@@ -236,7 +176,6 @@ def test_every_mode_is_read_as_pipeline_reads_it(tmp_path):
             data = train(tmp_path / root)
         images = data.train.images
         assert isinstance(images, ImageTable if root == "same" else ImageFiles)
-        assert "1 have 16 bits" in data.messages[0]
         for row, file in enumerate(
             [*sorted((tmp_path / root / "odd").iterdir()), tmp_path / root / "plain" / "0.png"]
         ):
@@ -253,11 +192,9 @@ def test_mixed_sizes_are_decoded_on_demand(tmp_path):
     images = first.train.images
     assert isinstance(images, ImageFiles) and images.size is None and len(images) == 12
     assert "sizes differ" in first.messages[0] and "cat/1.png" in first.messages[0]
-    before = image_store.decoded
     again = train(folder)
-    assert image_store.decoded == before and "checked before" in again.messages[0]
+    assert "checked before" in again.messages[0]
     assert [tuple(images.read(row).shape) for row in range(2)] == [(3, 6, 8), (3, 7, 5)]
-    assert image_store.decoded == before + 2
     assert again.fingerprint == first.fingerprint
     with pytest.raises(UserError, match=r"data_path is table.*sizes differ"):
         train(folder, data_path="table")
@@ -284,7 +221,7 @@ def test_the_table_and_the_workers_give_the_same(tmp_path):
 def test_beyond_the_limit_images_stay_encoded_until_it_is_raised(tmp_path, monkeypatch):
     folder = class_folders(tmp_path / "data")
     with monkeypatch.context() as patch:
-        patch.setattr(image_cache, "TABLE_LIMIT", 12 * 3 * 8 * 6 - 1)
+        patch.setattr(cache_entry, "TABLE_LIMIT", 12 * 3 * 8 * 6 - 1)
         data = train(folder)
         assert isinstance(data.train.images, ImageFiles) and "the limit here is" in data.messages[0]
     assert isinstance(train(folder).train.images, ImageTable)

