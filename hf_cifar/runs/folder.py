@@ -142,17 +142,22 @@ class RunFolder:
         Raises UserError for a folder that holds something else, or a run of another recipe.
         """
         if self._marker() is None:
-            others = [p.name for p in self.path.iterdir() if p.name not in (LOCK, MARKER)]
             others = [
-                name for name in others if not name.startswith(f"{MARKER}.")
-            ]  # a killed write
+                path.name
+                for path in self.path.iterdir()
+                if path.name != LOCK and not path.name.startswith(MARKER)
+            ]
             if others:
                 raise UserError(
                     f"output_dir: {self.path} holds something else than a run ({min(others)});"
                     " name another folder"
                 )
             self._record([])
-        shutil.rmtree(self.path / WRITING, ignore_errors=True)  # what a killed process was writing
+        # What a killed process was writing.
+        shutil.rmtree(self.path / WRITING, ignore_errors=True)
+        for name in (MARKER, "recipe.yaml"):
+            for temporary in self.path.glob(f"{name}.*-*.tmp"):
+                temporary.unlink()
         if not (self.path / "recipe.yaml").is_file():
             return
         before = load_recipe(str(self.path / "recipe.yaml"))

@@ -15,8 +15,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.forked import ENDS_WITHIN, ForkedRun, call_at_change, kill_this_process
+from helpers.forked import (
+    ENDS_WITHIN,
+    ForkedRun,
+    call_at_change,
+    call_at_path,
+    kill_this_process,
+)
 
+from hf_cifar.runs.folder import MARKER
 from hf_cifar.training import checkpoints
 
 EPOCHS = {"eval_strategy": "epoch", "save_strategy": "epoch"}
@@ -106,13 +113,27 @@ def test_killed_and_started_again(seed, tiny, tmp_path, undisturbed, tally):
             assert checkpoints.damage(path) is None, path
     assert run.run_to_end() == 0, run.output()
     assert run.outcome() == expected.outcome
-    left = {
-        path.name
-        for folder in (run.folder, run.folder / "checkpoints")
-        for path in folder.iterdir()
-    }
-    unfinished = (".part", ".partial", ".tmp")
-    assert not [name for name in left if name.startswith(".") or name.endswith(unfinished)], left
+    folders = [path for path in (run.folder, run.folder / "checkpoints") if path.is_dir()]
+    left = {path.name for folder in folders for path in folder.iterdir()}
+    hidden = {name for name in left if name.startswith(".") or name.endswith(".tmp")}
+    assert hidden == {MARKER}, left
+    tally.all_ended("identical")
+
+
+@pytest.mark.parametrize("name", [MARKER, "recipe.yaml"])
+def test_killed_while_a_file_of_the_run_is_written(name, tiny, tmp_path, undisturbed, tally):
+    expected = undisturbed("vit", {"max_steps": 2})
+    run = ForkedRun(tmp_path / "at", tiny("vit"), {"max_steps": 2})
+
+    def kill_at_rename(_: int) -> None:  # the temporary file is opened, and then renamed
+        call_at_path(run.folder, f"*/{name}.*.tmp", kill_this_process, change=2)
+
+    tally.add("SIGKILL, 1 process: a file half written")
+    assert run.run_to_end(kill_at_rename) == -signal.SIGKILL
+    assert list(run.folder.glob(f"{name}.*.tmp"))
+    assert run.run_to_end() == 0, run.output()
+    assert run.outcome() == expected.outcome
+    assert not [path for path in run.folder.iterdir() if path.suffix == ".tmp"]
     tally.all_ended("identical")
 
 

@@ -199,16 +199,16 @@ def call_at_change(root: Path, number: int, action: Callable[[], None]) -> None:
     _on_change(root, count)
 
 
-def call_at_path(root: Path, pattern: str, action: Callable[[], None]) -> None:
-    """Call `action` before this process first changes a file below `root` whose path fits the
+def call_at_path(root: Path, pattern: str, action: Callable[[], None], change: int = 1) -> None:
+    """Call `action` before this process's nth change of files below `root` whose paths fit the
     pattern.
     """
-    waiting = True
+    changes = 0
 
     def compare(path: str) -> None:
-        nonlocal waiting
-        if waiting and fnmatch.fnmatch(path, pattern):
-            waiting = False
+        nonlocal changes
+        changes += fnmatch.fnmatch(path, pattern)
+        if changes == change and fnmatch.fnmatch(path, pattern):
             action()
 
     _on_change(root, compare)
