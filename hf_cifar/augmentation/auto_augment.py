@@ -1,11 +1,10 @@
 """AutoAugment, RandAugment and TrivialAugment for whole batches, every image with its own
 operations and magnitudes.
 
-The policies and magnitudes are torchvision's. What each image gets is drawn on the host and travels
-with the batch, and an
-operation runs once for all images that got it, whatever their magnitudes: torchvision's own
-functions take one magnitude a call, and its affine ones and its sharpness copy a few numbers to the
-device at each call, for which the host would wait.
+The policies and magnitudes are torchvision's. Each image's operations are drawn on the host and
+travel with the batch. An operation runs once for all images that got it, whatever their magnitudes:
+torchvision's own functions take one magnitude a call, and its affine ones and its sharpness copy a
+few numbers to the device at each call, for which the host would wait.
 """
 
 from __future__ import annotations
@@ -33,34 +32,27 @@ SPACES: dict[str, dict[str, Any]] = {
     "autoaugment": AutoAugment._AUGMENTATION_SPACE
     | {"Identity": (lambda bins, height, width: None, False)},
 }
-BINS = {
-    "randaugment": 31,
-    "trivialaugment": 31,
-    "autoaugment": 10,
-}  # torchvision's numbers of magnitudes
+BINS = {"randaugment": 31, "trivialaugment": 31, "autoaugment": 10}  # torchvision's
 CIFAR10 = AutoAugment(AutoAugmentPolicy.CIFAR10)._policies
 AFFINE = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
 @cache
 def magnitudes(policy: str, height: int, width: int) -> np.ndarray:
-    """float64 [operations, bins]: torchvision's magnitudes for images of this size, in the order of
-    `SPACES`.
+    """Return float64 [operations, bins]: torchvision's magnitudes for images of this size.
+
+    The operations are in the order of `SPACES`; those without a magnitude have zeros.
     """
-    found = [make(BINS[policy], height, width) for make, _ in SPACES[policy].values()]
-    return np.array(
-        [
-            np.zeros(BINS[policy]) if values is None else np.asarray(values, np.float64)
-            for values in found
-        ]
-    )
+    bins = BINS[policy]
+    values = [magnitudes_of(bins, height, width) for magnitudes_of, _ in SPACES[policy].values()]
+    return np.array([np.zeros(bins) if v is None else np.asarray(v, np.float64) for v in values])
 
 
 def _choices(
     policy: str, num_ops: int, level: int, seed: int, epoch: torch.Tensor, index: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which operation, which bin of its magnitude, and whether the magnitude is negative where it
-    has a sign: [rounds, B].
+    """Return the operation, the bin of its magnitude, and whether the magnitude is negative where
+    it has a sign: int, int and bool [rounds, B].
     """
     names = list(SPACES[policy])
     rounds = {"randaugment": num_ops, "trivialaugment": 1, "autoaugment": 2}[policy]
@@ -68,17 +60,16 @@ def _choices(
     first, second, third = draws[1::3], draws[2::3], draws[3::3]
     if policy == "autoaugment":
         pairs = [CIFAR10[i] for i in (draws[0] * len(CIFAR10)).astype(int)]
-        asked = np.array(
-            [[(names.index(n), p, bin or 0) for n, p, bin in pair] for pair in pairs]
+        operation, probability, magnitude_bin = np.array(
+            [[(names.index(name), p, bin or 0) for name, p, bin in pair] for pair in pairs]
         ).transpose(2, 1, 0)
-        op = np.where(first < asked[1], asked[0], names.index("Identity"))
-        return op.astype(int), asked[2].astype(int), second < 0.5
-    op = (first * len(names)).astype(int)
-    return (
-        op,
-        np.full_like(op, level) if policy == "randaugment" else (second * BINS[policy]).astype(int),
-        third < 0.5,
-    )
+        operation = np.where(first < probability, operation, names.index("Identity"))
+        return operation.astype(int), magnitude_bin.astype(int), second < 0.5
+    operation = (first * len(names)).astype(int)
+    magnitude_bin = np.full_like(operation, level)
+    if policy == "trivialaugment":
+        magnitude_bin = (second * BINS[policy]).astype(int)
+    return operation, magnitude_bin, third < 0.5
 
 
 def draw(
@@ -90,39 +81,38 @@ def draw(
     index: torch.Tensor,
     size: tuple[int, int],
 ) -> list[dict[str, Any]]:
-    """What `apply` does to B images of `size` (height, width): one entry a round, images sorted by
-    operation.
+    """Return what `apply` does to B images: one entry a round, images sorted by operation.
 
     policy: `randaugment` (`num_ops` operations of magnitude `level`), `trivialaugment` or
-    `autoaugment` (CIFAR-10's policy).
-    epoch, index: int64 [B] on the host. An entry: counts, ((operation, images), ...); order, int64
-    [B], which images these are; amount, float32 [B, 2], with what it lacks of one, and theta,
-    float32 [B, 2, 3], in their order.
+        `autoaugment` (CIFAR-10's policy).
+    epoch, index: int64 [B] on the host. size: (height, width) in px.
+
+    An entry: counts, ((operation, number of images), ...); order, int64 [B], the images in that
+    order; amount, float32 [B, 2], the magnitude and what it lacks of one; theta, float32 [B, 2, 3],
+    the affine maps.
     """
-    names, values = list(SPACES[policy]), magnitudes(policy, *size)
+    names, values = np.array(list(SPACES[policy])), magnitudes(policy, *size)
     signed = np.array([has_sign for _, has_sign in SPACES[policy].values()])
+    choices = _choices(policy, num_ops, level, seed, epoch, index)
     rounds = []
-    for op, bin, negative in zip(
-        *_choices(policy, num_ops, level, seed, epoch, index), strict=True
-    ):
-        magnitude = values[op, bin] * np.where(signed[op] & negative, -1, 1)
-        kinds = np.array(names)[op]
-        rounds.append(group(kinds, magnitude, size))
+    for operation, magnitude_bin, negative in zip(*choices, strict=True):
+        sign = np.where(signed[operation] & negative, -1, 1)
+        rounds.append(group(names[operation], values[operation, magnitude_bin] * sign, size))
     return rounds
 
 
 def group(kinds: np.ndarray, magnitude: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-    """One round of `draw` from torchvision's name of each image's operation and its magnitude,
-    float64 [B].
+    """Return one round of `draw`.
+
+    kinds: torchvision's name of each image's operation, str [B]. magnitude: float64 [B].
     """
     function = np.where(np.isin(kinds, AFFINE), "Affine", kinds)
     order = np.argsort(function, kind="stable")
     kinds, magnitude, function = kinds[order], magnitude[order], function[order]
     amount = 1 + magnitude  # a factor: brightness, colour, contrast, sharpness
     amount = np.where(kinds == "Solarize", 255 * magnitude, amount)
-    amount = np.where(
-        kinds == "Posterize", 256 - 2.0 ** (8 - np.trunc(magnitude)), amount
-    )  # the bits that stay
+    kept_bits = 256 - 2.0 ** (8 - np.trunc(magnitude))
+    amount = np.where(kinds == "Posterize", kept_bits, amount)
     return {
         "counts": tuple((str(name), len(list(same))) for name, same in groupby(function)),
         "order": torch.from_numpy(order),
@@ -132,9 +122,11 @@ def group(kinds: np.ndarray, magnitude: np.ndarray, size: tuple[int, int]) -> di
 
 
 def _theta(kinds: np.ndarray, magnitude: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """float32 [B, 2, 3]: from output pixels, counted from the centre, to where grid_sample looks;
-    the formula is that of torchvision's `_get_inverse_affine_matrix`. Shears keep the upper left
-    corner in place, all else the centre.
+    """Return float32 [B, 2, 3], from output pixels, counted from the centre, to the places where
+    grid_sample looks.
+
+    The formula is that of torchvision's `_get_inverse_affine_matrix`. Shears keep the upper left
+    corner in place, other maps the centre.
     """
     height, width = size
     is_x, is_y = kinds == "ShearX", kinds == "ShearY"
@@ -158,8 +150,9 @@ def _theta(kinds: np.ndarray, magnitude: np.ndarray, size: tuple[int, int]) -> n
 
 
 def apply(images: torch.Tensor, rounds: list[dict[str, Any]]) -> torch.Tensor:
-    """uint8 [B, 3, H, W] -> the same, changed as `draw` said; the tensors of `rounds` lie on the
-    images' device.
+    """Return uint8 [B, 3, H, W] after the operations of `rounds`.
+
+    rounds: what `draw` gave, on the device of the images.
     """
     images = images.clone()
     for plan in rounds:
@@ -217,7 +210,7 @@ def _affine(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
 
 
 def _gray(x: torch.Tensor) -> torch.Tensor:
-    """float32 [B, 1, H, W], whole numbers: torchvision's luma (ITU-R 601-2)."""
+    """Return float32 [B, 1, H, W], whole numbers: torchvision's luma (ITU-R 601-2)."""
     r, g, b = x.unbind(1)
     return r.mul(0.2989).add_(g, alpha=0.587).add_(b, alpha=0.114).floor_()[:, None]
 
@@ -229,7 +222,9 @@ def _blend(
 
 
 def _sharpen(x: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-    """Away from the 3 x 3 mean with a five times heavier middle; the border stays."""
+    """Return images moved away from their 3 x 3 means, whose middle weighs five times; the border
+    stays.
+    """
     if min(x.shape[-2:]) <= 2:
         return x
     kernel = torch.full((3, 1, 3, 3), 1 / 13, device=x.device)

@@ -1,11 +1,11 @@
-"""What happens to a batch of images between the table and the model.
+"""The transforms of a batch of images between the image store and the model.
 
 Evaluation is the backbone's own image processor, called on whole uint8 batches on the training
 device. Training crops, mirrors and resizes the whole batch in two matrix products, each image with
-its own parameters, and then goes through the same processor's rescale and normalise. What
-`auto_augment` does comes before that, random erasing after it.
+its own parameters, and then uses the same processor's rescale and normalise. `auto_augment` comes
+before that, random erasing after it.
 
-Every random number is a function of seed, epoch and sample index (`counters`).
+Every random number is a function of seed, epoch and sample index (`counter_rng`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import torch
 from hf_cifar.augmentation import auto_augment
 from hf_cifar.augmentation.counter_rng import ERASING, uniform
 
-# Random erasing's share of the image's area and height to width (torchvision's defaults; Zhong et
-# al. 2020 go up to 0.4).
+# Random erasing: the box's share of the area, and its height divided by its width (torchvision's
+# defaults; Zhong et al. 2020 go up to 0.4).
 ERASED, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 
 
 def _kernel(x: torch.Tensor, bicubic: bool) -> torch.Tensor:
-    """The interpolation kernels of PIL and of torch's antialiased resize (Keys 1981 with a = -0.5
-    for bicubic).
+    """Return the interpolation kernel of PIL and of torch's antialiased resize at x.
+
+    Keys 1981 with a = -0.5 for bicubic, else the triangle of bilinear.
     """
     x = x.abs()
     if not bicubic:
@@ -43,16 +44,18 @@ def resampling(
     out: int,
     bicubic: bool,
 ) -> torch.Tensor:
-    """float32 [..., size, out] for boxes [start, start + length) in pixels of a side `size`,
-    float32 [...], mirrored where `flip`, bool [...]: column i of a matrix mixes input pixels into
-    output pixel i; antialiased where a box shrinks.
+    """Return float32 [..., size, out], matrices whose column i mixes input pixels into output pixel
+    i, antialiased where a box shrinks.
+
+    start, length: float32 [...], boxes [start, start + length) in pixels of a side of `size`.
+    flip: bool [...], whether the output is mirrored.
     """
     scale = (length / out)[..., None]
     spread = scale.clamp(min=1)
     i = torch.arange(out, device=start.device, dtype=torch.float32)
     centre = start[..., None] + (torch.where(flip[..., None], out - 1 - i, i) + 0.5) * scale
-    # Only the pixels within the kernel's reach are weighed: at 224 px from 32 these are 4 of 32,
-    # from 256 px 5 of 256.
+    # Only pixels within the kernel's reach have weights: 4 of 32 where 32 px become 224, 5 of 256
+    # where 256 do.
     reach = 2 if bicubic else 1
     taps = math.ceil(2 * reach * max(1, size / out))
     first = (centre - reach * spread - 0.5).ceil()
@@ -60,24 +63,23 @@ def resampling(
     weights = _kernel((j + 0.5 - centre[..., None, :]) / spread[..., None], bicubic) * (
         (j >= 0) & (j < size)
     )
-    # Room for taps beyond the border, which weigh nothing.
+    # With room for taps beyond the border, whose weights are zero.
     matrix = torch.zeros(*start.shape, size + 2 * taps, out, device=start.device)
     matrix.scatter_(-2, j.long() + taps, weights / weights.sum(-2, keepdim=True))
     return matrix[..., taps:-taps, :]
 
 
 class Transforms:
-    """Both transforms of a run. Picklable, so that workers can hold it.
+    """The transforms of a run, for training and for evaluation. Picklable, for workers.
 
     processor: a transformers image processor with the torchvision backend, set to `image_size`.
     scale, ratio: of the random resized crop (Szegedy et al. 2015; torchvision's parameters);
-    `scale` None keeps the whole.
-    flip: chance of a mirror image.
-    policy: None or the name, the number of operations and their magnitude as `auto_augment.draw`
-    takes them.
-    erasing: chance that a box of the image is erased.
-    schedule: (epoch, side) of training images from each epoch on, the first epoch 0; empty for
-    `image_size` throughout.
+        `scale` None keeps the whole image.
+    flip: probability that an image is mirrored.
+    policy: None, or name, number of operations and magnitude as `auto_augment.draw` takes them.
+    erasing: probability that a box of the image is erased.
+    schedule: (epoch, side in px) of training images from each epoch on, the first epoch 0; empty
+        for `image_size` throughout.
     mixup, cutmix: the alphas of `mixing.draw`.
     """
 
@@ -96,27 +98,16 @@ class Transforms:
         cutmix: float = 0.0,
         seed: int = 0,
     ) -> None:
-        self.processor, self.image_size, self.scale, self.ratio, self.flip, self.seed = (
-            processor,
-            image_size,
-            scale,
-            ratio,
-            flip,
-            seed,
-        )
-        self.policy, self.erasing, self.schedule, self.mixup, self.cutmix = (
-            policy,
-            erasing,
-            schedule,
-            mixup,
-            cutmix,
-        )
+        self.processor, self.image_size, self.seed = processor, image_size, seed
+        self.scale, self.ratio, self.flip = scale, ratio, flip
+        self.policy, self.erasing, self.schedule = policy, erasing, schedule
+        self.mixup, self.cutmix = mixup, cutmix
         self.bicubic = int(processor.resample) == 3
         self.whole = self._takes_batches()
 
     def _takes_batches(self) -> bool:
-        """Whether this processor's inner step gives for a batch what its call gives image by image,
-        on a probe.
+        """Return whether the processor's inner step gives for a batch what its call gives image by
+        image, on a probe.
         """
         probe = (torch.arange(2 * 3 * 40 * 48) * 73 % 251).to(torch.uint8).reshape(2, 3, 40, 48)
         try:
@@ -128,13 +119,15 @@ class Transforms:
             return False
 
     def _batch(self, images: torch.Tensor, **changes: Any) -> torch.Tensor:
-        """The processor on a batch at once. Its call takes the batch apart: 5 ms a batch of 64 at
-        32 px, half of this file.
+        """Return the processor's result for a batch, by its inner step.
+
+        Its call takes the batch apart, which costs 5 ms for 64 images of 32 px, as much as all
+        other transforms.
         """
-        p = self.processor
-        values = {name: getattr(p, name, None) for name in p._valid_kwargs_names}
+        processor = self.processor
+        values = {name: getattr(processor, name, None) for name in processor._valid_kwargs_names}
         values |= {"disable_grouping": True, "return_tensors": None} | changes
-        return p._preprocess([images], **values)["pixel_values"][0]
+        return processor._preprocess([images], **values)["pixel_values"][0]
 
     def _process(self, images: torch.Tensor, **changes: Any) -> torch.Tensor:
         if self.whole:
@@ -142,33 +135,33 @@ class Transforms:
         return self.processor(images=images, return_tensors="pt", **changes)["pixel_values"]
 
     def evaluate(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, 3, H, W] -> the model's float32 [B, 3, S, S], exactly what `pipeline` computes
-        for each image.
+        """Return the model's float32 [B, 3, S, S] for uint8 [B, 3, H, W], exactly as `pipeline`
+        computes it for each image.
         """
         return self._process(images)
 
     def shrink(self, image: torch.Tensor) -> torch.Tensor:
-        """One uint8 [3, H, W] -> uint8 [3, S, S], the first half of `evaluate`, for images that
-        must be resized one by one.
+        """Return uint8 [3, S, S] for uint8 [3, H, W]: the first half of `evaluate`, for images of
+        several sizes.
         """
         return self.processor(
             images=image, do_rescale=False, do_normalize=False, return_tensors="pt"
         )["pixel_values"][0]
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 or uint8 [B, 3, S, S] in 0..255 -> the model's float32, by the processor's
-        rescale and normalise alone.
+        """Return the model's float32 [B, 3, S, S] for float32 or uint8 [B, 3, S, S] in 0..255: the
+        processor's rescale and normalise alone.
         """
         return self._process(images, do_resize=False, do_center_crop=False)
 
     def boxes(
         self, height: int, width: int, epoch: torch.Tensor, index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(top, left) and (height, width) of each image's crop in pixels, float32 [2, B] each, and
-        flip, bool [B].
+        """Return (top, left) and (height, width) of each image's crop in px, float32 [2, B] each,
+        and whether it is mirrored, bool [B].
 
-        Where torchvision draws again when a box does not fit, the box is cut to the image here: one
-        draw an image.
+        A box that does not fit is cut to the image, so that one draw is enough; torchvision draws
+        again.
         """
         draws = uniform(self.seed, epoch, index, 5).T
         sides = torch.stack([torch.full_like(draws[0], side) for side in (height, width)])
@@ -181,7 +174,7 @@ class Transforms:
         return (sides - length) * draws[2:4], length, draws[4] < self.flip
 
     def size_at(self, epoch: int) -> int:
-        """Side in pixels of the training images of an epoch."""
+        """Return the side in px of the training images of an epoch."""
         return next(
             (side for start, side in reversed(self.schedule) if epoch >= start), self.image_size
         )
@@ -189,8 +182,9 @@ class Transforms:
     def draw_policy(
         self, epoch: torch.Tensor, index: torch.Tensor, size: tuple[int, int]
     ) -> list[dict[str, Any]]:
-        """What `auto_augment` does to B images of `size` (height, width), drawn on the host, where
-        epoch and index lie.
+        """Return what `auto_augment` does to B images of `size`, (height, width) in px.
+
+        It is drawn on the host, where epoch and index, int64 [B], lie.
         """
         return auto_augment.draw(*self.policy, self.seed, epoch, index, size) if self.policy else []
 
@@ -202,8 +196,10 @@ class Transforms:
         rounds: list[dict[str, Any]] | None = None,
         size: int | None = None,
     ) -> torch.Tensor:
-        """uint8 [B, 3, H, W] -> float32 [B, 3, S, S] in 0..255: the operations that `draw_policy`
-        gave, then a random box of each image, mirrored or not. S: `size`, or `image_size`.
+        """Return float32 [B, 3, S, S] in 0..255 for uint8 [B, 3, H, W]: the operations that
+        `draw_policy` gave, then a random box of each image, mirrored or not.
+
+        size: S, by default `image_size`.
         """
         height, width = images.shape[-2:]
         size = size or self.image_size
@@ -211,9 +207,8 @@ class Transforms:
             images = auto_augment.apply(images, rounds)
         start, length, flip = self.boxes(height, width, epoch, index)
         flips = torch.stack([torch.zeros_like(flip), flip])
-        if (
-            height == width
-        ):  # one call for both: at 32 px its cost is the number of small operations
+        # One call for both axes where it can be: at 32 px, the number of calls is the cost.
+        if height == width:
             rows, columns = resampling(start, length, flips, height, size, self.bicubic)
         else:
             each = zip(start, length, flips, (height, width), strict=True)
@@ -225,8 +220,8 @@ class Transforms:
     def finish(
         self, images: torch.Tensor, epoch: torch.Tensor, index: torch.Tensor
     ) -> torch.Tensor:
-        """What `augment` gave -> the model's float32 [B, 3, S, S]: normalised, and a box of some
-        images erased, which is the mean of all images.
+        """Return the model's float32 [B, 3, S, S] for what `augment` gave: normalised, and a box of
+        some images erased, that is, set to the mean of all images.
         """
         pixels = self.normalize(images)
         if not self.erasing:
@@ -234,8 +229,9 @@ class Transforms:
         return pixels.masked_fill_(self.erased(pixels.shape[-1], epoch, index)[:, None], 0.0)
 
     def erased(self, size: int, epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """bool [B, S, S]: the pixels that random erasing takes. A box that does not fit is cut, as
-        a crop is.
+        """Return bool [B, S, S], the pixels that random erasing takes.
+
+        A box that does not fit is cut to the image, as a crop is.
         """
         draws = uniform(self.seed, epoch, index, 5, ERASING)
         area = size * size * (ERASED[0] + (ERASED[1] - ERASED[0]) * draws[:, 1])
@@ -259,12 +255,15 @@ class Transforms:
         rounds: list[dict[str, Any]] | None = None,
         size: int | None = None,
     ) -> torch.Tensor:
-        """uint8 [B, 3, H, W], int64 [B], int64 [B] -> the model's float32 [B, 3, S, S], augmented."""
+        """Return the model's float32 [B, 3, S, S] for uint8 [B, 3, H, W], augmented.
+
+        epoch, index: int64 [B]. rounds: what `draw_policy` gave. size: S, by default `image_size`.
+        """
         return self.finish(self.augment(images, epoch, index, rounds, size), epoch, index)
 
 
 def make_transforms(recipe: Any, backbone: Any) -> Transforms:
-    """The transforms that a recipe asks for, around a `backbones.Backbone`'s own processor."""
+    """Return the transforms that a recipe asks for, around the processor of a `Backbone`."""
     scale = recipe.random_resized_crop_scale
     policy = recipe.auto_augment, recipe.randaugment_num_ops, recipe.randaugment_magnitude
     return Transforms(

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from helpers.waits import HostWaits
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms.v2 import (
     AutoAugment,
@@ -67,9 +68,7 @@ def test_every_operation_at_every_magnitude_is_torchvisions(policy, size):
         ours = auto_augment.apply(images.repeat(len(asked), 1, 1, 1), [plan])
         theirs = torch.cat(
             [
-                THEIRS[policy]._apply_image_or_video_transform(
-                    images, name, float(m), NEAREST, {}
-                )
+                THEIRS[policy]._apply_image_or_video_transform(images, name, float(m), NEAREST, {})
                 for m in asked
             ]
         )
@@ -93,8 +92,7 @@ def test_operations_of_a_batch_are_applied_each_to_its_own_image():
     ours = auto_augment.apply(images, [auto_augment.group(kinds, magnitude, (32, 32))])
     apply = THEIRS["randaugment"]._apply_image_or_video_transform
     theirs = [
-        apply(i, k, float(m), NEAREST, {})
-        for i, k, m in zip(images, kinds, magnitude, strict=True)
+        apply(i, k, float(m), NEAREST, {}) for i, k, m in zip(images, kinds, magnitude, strict=True)
     ]
     assert torch.equal(ours, torch.stack(theirs))
     assert torch.equal(images, pictures(6))  # what came in is left alone
@@ -243,8 +241,6 @@ def test_evaluation_sees_the_images_as_they_are():
 @pytest.mark.parametrize("policy", THEIRS)
 def test_no_operation_copies_between_host_and_device(policy):
     """On fake CUDA tensors, so that a copy shows without a GPU."""
-    from test_design import Waits
-
     kinds = np.array(list(auto_augment.SPACES[policy]) * 2)
     plan = auto_augment.group(kinds, np.full(len(kinds), 0.3), (32, 32))
     t = transforms(erasing=0.5)
@@ -259,7 +255,7 @@ def test_no_operation_copies_between_host_and_device(policy):
         t.train(
             images, index, index
         )  # the processor keeps its mean and deviation on the device from here on
-        with Waits() as waits:
+        with HostWaits() as waits:
             assert t.train(images, index, index, [there | {"counts": plan["counts"]}]).shape == (
                 len(kinds),
                 3,

@@ -1,14 +1,13 @@
-"""Mixup and cutmix: who is mixed with whom, how much, and that labels say the same as pixels; the
-loss on soft targets.
-"""
+"""Mixup and CutMix: which images are mixed, how much, and that labels follow the pixels."""
 
 import numpy as np
 import pytest
 import torch
+from helpers.waits import HostWaits
 from scipy import stats
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from transformers import TrainerState, ViTImageProcessor
+from transformers import ViTImageProcessor
 
 from hf_cifar.augmentation import mixing
 from hf_cifar.augmentation.transforms import Transforms
@@ -17,7 +16,6 @@ from hf_cifar.data.image_store import ImageFiles, ImageTable
 from hf_cifar.data.splits import Split
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.load import load_recipe
-from hf_cifar.training.trainer import CifarTrainer
 
 CPU = torch.device("cpu")
 N = 40
@@ -82,21 +80,21 @@ def test_the_partner_is_another_image_and_any_of_them():
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 5.0])
 def test_mixups_share_is_betas(alpha):
-    _, found = drawn(alpha, 0.0)
-    share = found["share"].numpy()
+    _, plan = drawn(alpha, 0.0)
+    share = plan["share"].numpy()
     assert stats.kstest(share, "beta", (alpha, alpha)).pvalue > 1e-3
-    assert abs(share.mean() - 0.5) < 0.02 and torch.equal(found["blend"], found["share"])
-    assert (found["box"][:, 0] == found["box"][:, 1]).all()
+    assert abs(share.mean() - 0.5) < 0.02 and torch.equal(plan["blend"], plan["share"])
+    assert (plan["box"][:, 0] == plan["box"][:, 1]).all()
 
 
 def test_the_smallest_alpha_still_gives_shares():
-    _, found = drawn(1e-4, 0.0, n=200)
-    assert ((found["share"] >= 0) & (found["share"] <= 1)).all()
+    _, plan = drawn(1e-4, 0.0, n=200)
+    assert ((plan["share"] >= 0) & (plan["share"] <= 1)).all()
 
 
 def test_cutmixs_share_is_the_area_that_stays():
-    _, found = drawn(0.0, 1.0)
-    top, bottom, left, right = found["box"].T
+    _, plan = drawn(0.0, 1.0)
+    top, bottom, left, right = plan["box"].T
     assert (
         (top >= 0).all()
         and (top <= bottom).all()
@@ -105,32 +103,32 @@ def test_cutmixs_share_is_the_area_that_stays():
         and (right <= 32).all()
     )
     area = (bottom - top) * (right - left)
-    torch.testing.assert_close(found["share"], (1 - area / 32**2).float())
-    assert (found["blend"] == 1).all()
+    torch.testing.assert_close(plan["share"], (1 - area / 32**2).float())
+    assert (plan["blend"] == 1).all()
     # A uniform share, and a box cut where it leaves the image: more of an image stays than leaves.
-    assert 0.55 < found["share"].mean() < 0.75
+    assert 0.55 < plan["share"].mean() < 0.75
     inner = (top > 0) & (bottom < 32) & (left > 0) & (right < 32)
     assert ((bottom - top) == (right - left))[inner].all()  # squares, as the image is
 
 
 def test_with_both_each_image_gets_one_of_them():
-    _, found = drawn(0.8, 1.0)
-    cut = found["blend"] == 1
+    _, plan = drawn(0.8, 1.0)
+    cut = plan["blend"] == 1
     assert abs(cut.float().mean() - 0.5) < 0.03
-    assert (found["box"][~cut, 0] == found["box"][~cut, 1]).all()
-    assert stats.kstest(found["share"][~cut].numpy(), "beta", (0.8, 0.8)).pvalue > 1e-3
+    assert (plan["box"][~cut, 0] == plan["box"][~cut, 1]).all()
+    assert stats.kstest(plan["share"][~cut].numpy(), "beta", (0.8, 0.8)).pvalue > 1e-3
 
 
 # ---- what it does to images and labels ----
 
 
 def test_mixup_is_the_weighted_mean_and_cutmix_a_box_of_the_other():
-    own, other = torch.ones(3, 3, 8, 8), torch.zeros(3, 3, 8, 8)
+    images, partners = torch.ones(3, 3, 8, 8), torch.zeros(3, 3, 8, 8)
     plan = {
         "blend": torch.tensor([0.25, 1.0, 1.0]),
         "box": torch.tensor([[0, 0, 0, 0], [2, 5, 1, 8], [0, 0, 0, 0]]),
     }
-    got = mixing.mix(torch.cat([own, other]), plan)
+    got = mixing.mix(torch.cat([images, partners]), plan)
     assert torch.allclose(got[0], torch.tensor(0.25)) and (got[2] == 1).all()
     assert (got[1, :, 2:5, 1:8] == 0).all() and got[1].sum() == 3 * (64 - 21)
 
@@ -161,10 +159,10 @@ def test_a_batch_is_each_image_with_its_partner_as_both_would_be_alone(keys):
     targets = got["labels"]
     assert targets.dtype == torch.float32 and targets.shape == (N, 10)
     torch.testing.assert_close(targets.sum(1), torch.ones(N))
-    own, other = torch.arange(N) % 10, torch.from_numpy(partner) % 10
-    differ = own != other
-    torch.testing.assert_close(targets[torch.arange(N), own][differ], plan["share"][differ])
-    torch.testing.assert_close(targets[torch.arange(N), other][differ], 1 - plan["share"][differ])
+    first, second = torch.arange(N) % 10, torch.from_numpy(partner) % 10
+    differ = first != second
+    torch.testing.assert_close(targets[torch.arange(N), first][differ], plan["share"][differ])
+    torch.testing.assert_close(targets[torch.arange(N), second][differ], 1 - plan["share"][differ])
 
 
 def test_cutmixs_label_is_the_share_of_the_pixels():
@@ -237,14 +235,12 @@ def test_two_images_are_read_for_each_and_no_labels_are_mixed_in_evaluation():
 
 
 def test_channels_last_holds():
-    source = batches(mixup=1.0)
-    source.channels_last = True
+    plain = batches(mixup=1.0)
+    source = ImageBatches(plain.split, plain.transforms, training=True, channels_last=True)
     assert inputs(source, [0, 1])["pixel_values"].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_mixing_copies_nothing_between_host_and_device():
-    from test_design import Waits
-
     _, plan = drawn(1.0, 1.0, n=4)
     with FakeTensorMode(allow_non_fake_inputs=True):
         there = {k: torch.zeros(v.shape, dtype=v.dtype, device="cuda") for k, v in plan.items()}
@@ -252,46 +248,10 @@ def test_mixing_copies_nothing_between_host_and_device():
             torch.zeros(8, 3, 32, 32, device="cuda"),
             torch.zeros(4, dtype=torch.int64, device="cuda"),
         )
-        with Waits() as waits:
+        with HostWaits() as waits:
             assert mixing.mix(pixels, there).shape == (4, 3, 32, 32)
             assert mixing.soft_targets(labels, labels, there["share"], 10).shape == (4, 10)
     assert waits.seen == []
-
-
-# ---- the loss ----
-
-
-class Bare(CifarTrainer):
-    """The loss and nothing else of a trainer."""
-
-    def __init__(self, smoothing):
-        self.label_smoothing = smoothing
-        self.first_bad_step, self.state = torch.full((), -1), TrainerState()
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("soft", [False, True])
-def test_the_loss_is_torchs_mean_over_the_accumulated_batch(soft, smoothing):
-    torch.manual_seed(0)
-    logits = torch.randn(12, 10, requires_grad=True)
-    labels = torch.randint(10, (12,))
-    if soft:
-        labels = mixing.soft_targets(labels, torch.randint(10, (12,)), torch.rand(12), 10)
-    trainer = Bare(smoothing)
-    want = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    if soft:  # written out
-        smooth = labels * (1 - smoothing) + smoothing / 10
-        torch.testing.assert_close(want, -(smooth * logits.log_softmax(1)).sum(1).mean())
-    torch.testing.assert_close(trainer._loss({"logits": logits}, labels), want)
-    parts = [
-        trainer._loss({"logits": logits[i : i + 4]}, labels[i : i + 4], torch.tensor(12))
-        for i in range(0, 12, 4)
-    ]
-    torch.testing.assert_close(sum(parts), want)
-    with torch.no_grad():  # evaluation smooths nothing
-        torch.testing.assert_close(
-            trainer._loss({"logits": logits}, labels), F.cross_entropy(logits, labels)
-        )
 
 
 # ---- what is refused ----
@@ -300,19 +260,19 @@ def test_the_loss_is_torchs_mean_over_the_accumulated_batch(soft, smoothing):
 @pytest.mark.parametrize(
     ("lines", "about"),
     [
-        ("method: linear\nmixup_alpha: 0.8", "mixup_alpha: changes images at every epoch"),
+        ("method: linear\nmixup_alpha: 0.8", "mixup_alpha: changes images in every epoch"),
         (
             "method: linear\nfeature_views: 4\ncutmix_alpha: 1",
-            "cutmix_alpha: changes images at every epoch",
+            "cutmix_alpha: changes images in every epoch",
         ),
         (
             "method: partial\nfeature_views: 4\ncutmix_alpha: 1",
-            "cutmix_alpha: changes images at every epoch",
+            "cutmix_alpha: changes images in every epoch",
         ),
-        ("method: linear\nauto_augment: randaugment", "auto_augment: does nothing to one view"),
+        ("method: linear\nauto_augment: randaugment", "auto_augment: does nothing with one view"),
         (
             "method: partial\nfeature_views: 1\nrandom_erasing: 0.2",
-            "random_erasing: does nothing to one view",
+            "random_erasing: does nothing with one view",
         ),
         ("mixup_alpha: -1", "mixup_alpha: must be at least 0"),
         (

@@ -2,11 +2,7 @@
 
 import hashlib
 import io
-import json
-import os
 import pickle
-import subprocess
-import sys
 import time
 import warnings
 
@@ -18,9 +14,9 @@ from hypothesis import strategies as st
 from transformers.image_utils import load_image
 
 from hf_cifar.data import cache_entry, image_store
-from hf_cifar.data.image_store import ImageFiles, ImageTable
 from hf_cifar.data.cache_entry import SplitRequest
 from hf_cifar.data.image_cache import load_images
+from hf_cifar.data.image_store import ImageFiles, ImageTable
 from hf_cifar.data.load import load_data
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.recipe import Recipe
