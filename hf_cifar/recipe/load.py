@@ -49,13 +49,27 @@ def load_recipe(name_or_path: str, overrides: dict[str, Any] | None = None) -> R
     the key, what was expected and the nearest real key.
     """
     path = find_recipe(name_or_path)
-    recipe = Recipe(name=_recipe_name(path), overrides=dict(overrides or {}))
-    for origin, entries in ((str(path), _read_file(path)), ("command line", recipe.overrides)):
-        for name, value in entries.items():
-            _set(recipe, str(name), value, origin)
+    return make_recipe(_recipe_name(path), _read_file(path), overrides, origin=str(path))
+
+
+def make_recipe(
+    name: str,
+    values: dict[Any, Any],
+    overrides: dict[str, Any] | None = None,
+    *,
+    origin: str = "recipe",
+) -> Recipe:
+    """Return the validated recipe of keys and values, with `overrides` on top.
+
+    origin: what messages call the place of the values. Raises UserError as `load_recipe`.
+    """
+    recipe = Recipe(name=name, overrides=dict(overrides or {}))
+    for place, entries in ((origin, values), ("command line", recipe.overrides)):
+        for key, value in entries.items():
+            _set(recipe, str(key), value, place)
     if recipe.training["output_dir"] is None:
         recipe.training["output_dir"] = f"runs/{recipe.name.replace('/', '-')}"
-    check_keys_together(recipe, str(path))
+    check_keys_together(recipe, origin)
     return recipe
 
 
