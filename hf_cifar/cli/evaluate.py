@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_cifar.cli.options import new_command, positive_integer, quiet_libraries
 from hf_cifar.cli.output import say
+from hf_cifar.text import visible
 
 
 def add_parser(commands: Any) -> None:
@@ -58,4 +59,4 @@ def run(args: argparse.Namespace) -> None:
         if isinstance(value, float) and not name.endswith("_accuracy"):
             say(f"{name:<32}{value:.4f}")
     for label, value in metrics[f"{args.split}_per_class_accuracy"].items():
-        say(f"  {label:<30}{value:.4f}")
+        say(f"  {visible(label):<30}{value:.4f}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_cifar.cli.options import new_command, positive_integer, quiet_libraries
 from hf_cifar.cli.output import say
+from hf_cifar.text import visible
 
 
 def add_parser(commands: Any) -> None:
@@ -33,5 +34,5 @@ def run(args: argparse.Namespace) -> None:
         if args.json:
             say(json.dumps({"image": name, "labels": answers}))
         else:
-            scores = [f"{answer['label']} {answer['score']:.3f}" for answer in answers]
-            say(f"{name:<40}{'  '.join(scores)}")
+            scores = [f"{visible(answer['label'])} {answer['score']:.3f}" for answer in answers]
+            say(f"{visible(name):<40}{'  '.join(scores)}")

@@ -15,7 +15,7 @@ from hf_cifar.data.splits import Split
 from hf_cifar.errors import UserError
 from hf_cifar.models.config import load_config, read_pixel_range
 from hf_cifar.models.inspect_repo import fetch_model, resolve_model
-from hf_cifar.models.model_files import ModelFiles
+from hf_cifar.models.model_files import ModelFiles, library_errors
 from hf_cifar.models.pretrained import load_weights
 from hf_cifar.models.processors import load_evaluation_processor
 from hf_cifar.training.precision import keep_freed_memory
@@ -50,14 +50,17 @@ def load_classifier(name: str) -> Classifier:
     processor, side = load_evaluation_processor(files)
     model: Any = load_weights(files, config)[0]
     labels = [str(config.id2label[number]) for number in range(config.num_labels)]
-    return Classifier(
-        files,
-        model.requires_grad_(False).to(device),
-        Transforms(processor, side),
-        labels,
-        read_pixel_range(config),
-        device,
-    )
+    problem = f"it doesn't take the pictures of {side} px that its image processor makes"
+    with library_errors(files.name, problem), torch.inference_mode():
+        outputs = model(pixel_values=torch.zeros(1, 3, side, side)).logits
+    if outputs.shape != (1, len(labels)):
+        raise UserError(
+            f"{files.name}: it answers with numbers of shape {tuple(outputs.shape)} where its"
+            f" config.json names {len(labels)} classes"
+        )
+    model = model.requires_grad_(False).to(device)
+    transforms, pixel_range = Transforms(processor, side), read_pixel_range(config)
+    return Classifier(files, model, transforms, labels, pixel_range, device)
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hf_cifar.data.regular_files import MAX_TEXT_BYTES, read_regular_file
 from hf_cifar.recipe.yaml_text import MOST_CHARACTERS, expanded_length
 
 MAX_CHARACTERS = 200_000  # of YAML; the parser takes two seconds for them
+MAX_DEPTH = 50  # of lists and objects inside each other; the parser takes seconds for 1,000
 
 
 def read_card(path: Path) -> str:
@@ -37,7 +39,8 @@ def card_metadata(card: str) -> dict[str, Any]:
     else:
         return {}
     text = "\n".join(front)
-    if len(text) > MAX_CHARACTERS:
+    depths = accumulate((c in "[{") - (c in "]}") for c in text)
+    if len(text) > MAX_CHARACTERS or max(depths, default=0) > MAX_DEPTH:
         return {}
     try:
         # BaseLoader keeps the text of numbers: a card's 97.80 was rounded to two digits, and as a

@@ -7,6 +7,8 @@ and to build something that fits no memory. What is checked here only describes 
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from hf_cifar.text import visible
 
 MAX_DEPTH = 50  # objects and lists inside each other
 MAX_INTEGER = 1_000_000  # the widths, depths and vocabularies of real models lie below
+MAX_LAYERS = 10_000
+COUNTS_OF_LAYERS = re.compile("depth|layers|blocks|repeats|stages")  # in the name of a key
 MAX_SIDE = 4096  # px of the pictures that a model or its processor may ask for
 
 # Keys of transformers that lead away from the description of a model.
@@ -77,7 +81,7 @@ def check_config(config: dict[str, Any], where: str) -> None:
     for key in ("architectures", "label_names"):
         _expect(list, config, key, where)
     for label in config.get("id2label") or {}:
-        if not label.isdecimal():
+        if not str(label).isdecimal():
             raise UserError(f"{where}: id2label: keys must be class numbers, got {_shown(label)}")
     if config.get("model_type") == "timm_wrapper" or "pretrained_cfg" in config:
         _check_timm(config, where)
@@ -98,6 +102,8 @@ def check_processor_config(config: dict[str, Any], where: str) -> None:
         if isinstance(part, dict):
             for key in ("size", "crop_size", "pad_size"):
                 _check_sides(part.get(key), f"{where}: {key}")
+            for key in ("image_mean", "image_std"):
+                _check_colours(part.get(key), f"{where}: {key}", zero=key == "image_mean")
             share = part.get("crop_pct")
             if share is not None and not (_is_number(share) and 0.1 <= share <= 1):
                 raise UserError(f"{where}: crop_pct must lie in 0.1 to 1, got {_shown(share)}")
@@ -109,22 +115,29 @@ def _check_values(value: Any, where: str, depth: int, max_integer: int = MAX_INT
         raise UserError(f"{where} is nested too deeply; name a model with a sound one")
     if isinstance(value, dict):
         for key, entry in value.items():
-            if key in REFUSED_KEYS and entry not in (None, False):
-                raise UserError(f"{where}: {key}: {REFUSED_KEYS[key]}")
-            if key.removeprefix("_").removesuffix("_internal") in ATTENTION_KEYS:
-                choices = entry.values() if isinstance(entry, dict) else [entry]
-                if foreign := [choice for choice in choices if choice not in ATTENTIONS]:
-                    raise UserError(
-                        f"{where}: {key}: only eager and sdpa are used, got {_shown(foreign[0])};"
-                        " remove the key"
-                    )
+            _check_key(str(key), entry, where)
             if key != "label2id":  # its keys are the words of others
-                _check_values(entry, where, depth + 1, max_integer)
+                counts_layers = COUNTS_OF_LAYERS.search(str(key)) is not None
+                limit = MAX_LAYERS if counts_layers else max_integer
+                _check_values(entry, where if depth else f"{where}: {key}", depth + 1, limit)
     elif isinstance(value, list):
         for entry in value:
             _check_values(entry, where, depth + 1, max_integer)
     elif isinstance(value, int) and abs(value) > max_integer:
         raise UserError(f"{where}: {_shown(value)} is no size of a model; correct it")
+
+
+def _check_key(key: str, entry: Any, where: str) -> None:
+    """Raise UserError for a key that does more than describe a model."""
+    if key in REFUSED_KEYS and entry not in (None, False):
+        raise UserError(f"{where}: {key}: {REFUSED_KEYS[key]}")
+    if key.removeprefix("_").removesuffix("_internal") in ATTENTION_KEYS:
+        choices = entry.values() if isinstance(entry, dict) else [entry]
+        if foreign := [choice for choice in choices if choice not in ATTENTIONS]:
+            raise UserError(
+                f"{where}: {key}: only eager and sdpa are used, got {_shown(foreign[0])};"
+                " remove the key"
+            )
 
 
 def _check_timm(config: dict[str, Any], where: str) -> None:
@@ -146,8 +159,11 @@ def _check_timm(config: dict[str, Any], where: str) -> None:
             )
         if isinstance(value, dict):
             raise UserError(f"{where}: model_args: {name} must be a number, a word or a list")
+    pretrained = config.get("pretrained_cfg") or {}
     for key in ("input_size", "test_input_size"):
-        _check_sides((config.get("pretrained_cfg") or {}).get(key), f"{where}: {key}")
+        _check_sides(pretrained.get(key), f"{where}: {key}")
+    for key in ("mean", "std"):
+        _check_colours(pretrained.get(key), f"{where}: {key}", zero=key == "mean")
 
 
 def _check_sides(value: Any, where: str) -> None:
@@ -158,6 +174,19 @@ def _check_sides(value: Any, where: str) -> None:
     for side in sides if isinstance(value, dict | list) else [value]:
         if side is not None and not (_is_number(side) and 1 <= side <= MAX_SIDE):
             raise UserError(f"{where}: a side must lie in 1 to {MAX_SIDE} px, got {_shown(side)}")
+
+
+def _check_colours(value: Any, where: str, zero: bool) -> None:
+    """Raise UserError unless a value is a finite number, or one for each of three colours.
+
+    zero: whether 0 is allowed.
+    """
+    if value is None:
+        return
+    colours = value if isinstance(value, list) and len(value) == 3 else [value]
+    for colour in colours:
+        if not _is_number(colour) or not math.isfinite(colour) or not (zero or colour):
+            raise UserError(f"{where}: must be a number for each colour, got {_shown(value)}")
 
 
 def _expect(kind: type[dict] | type[list], config: dict[str, Any], key: str, where: str) -> None:

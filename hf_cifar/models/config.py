@@ -8,13 +8,13 @@ from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
 
 from hf_cifar.data.deep_pixels import PixelRange
 from hf_cifar.errors import UserError
-from hf_cifar.models.model_files import ModelFiles, library_errors
+from hf_cifar.models.model_files import ModelFiles
 from hf_cifar.recipe.fields import ModelKeys
 
 
 def load_config(files: ModelFiles, **changes: Any) -> Any:
     """Return the model's config with `changes`. Raises UserError."""
-    with files.alone() as folder, library_errors(files.name, "its config.json can't be used"):
+    with files.for_library("its config.json can't be used") as folder:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
     config.name_or_path = files.repo
     return config

@@ -12,19 +12,20 @@ from torch import nn
 from hf_cifar.errors import UserError
 from hf_cifar.models.check_config import MAX_SIDE
 from hf_cifar.models.structure import head
+from hf_cifar.text import visible
 
 INTERPOLATE = "interpolate_pos_encoding"  # a forward argument and a method of transformers' models
 
 
-def native_size(config: Any, processor: Any) -> int:
-    """Return the side in pixels at which the backbone was pretrained.
+def native_size(config: Any, processor: Any, name: str) -> int:
+    """Return the side in pixels at which the backbone called `name` was pretrained.
 
     A transformer's config says it. The configs of convolutional networks have none or the library's
     default, so their processor is asked first.
     Raises UserError for a side that no picture has.
     """
     if hasattr(processor, "data_config"):  # timm's
-        return _checked_side(processor.data_config["input_size"][-1])
+        return _checked_side(processor.data_config["input_size"][-1], name)
     declared = getattr(config, "image_size", None)
     side = declared[0] if isinstance(declared, list | tuple) else declared
     size = dict(getattr(processor, "size", None) or {})
@@ -34,12 +35,15 @@ def native_size(config: Any, processor: Any) -> int:
     else:
         processed = size.get("height") or size.get("shortest_edge")
     is_transformer = hasattr(config, "num_attention_heads")
-    return _checked_side((side or processed if is_transformer else processed or side) or 224)
+    candidates = (side, processed) if is_transformer else (processed, side)
+    return _checked_side(candidates[0] or candidates[1] or 224, name)
 
 
-def _checked_side(side: Any) -> int:
+def _checked_side(side: Any, name: str) -> int:
     if not isinstance(side, int | float) or not 1 <= side <= MAX_SIDE:
-        raise UserError(f"image_size: the model's own is {side}; set one in 1 to {MAX_SIDE}")
+        raise UserError(
+            f"image_size: that of {name} is {visible(side, 80)}; set one in 1 to {MAX_SIDE}"
+        )
     return int(side)
 
 

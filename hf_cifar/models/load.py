@@ -4,6 +4,7 @@ to it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,8 @@ from hf_cifar.models.processors import evaluation_processor, load_processor
 from hf_cifar.models.structure import head
 from hf_cifar.recipe.fields import ModelKeys
 
-MAX_TENSORS = 100_000  # of a model from random weights; the largest image classifiers have 2,000
+# Of a model that is described without weights; the largest image classifiers have 2,000 tensors.
+MAX_TENSORS, MAX_ELEMENTS = 10_000, 10**13
 
 
 @dataclass
@@ -58,8 +60,7 @@ def load_backbone(keys: ModelKeys, label_names: list[str]) -> Backbone:
     keys = _resolved(keys)
     name = keys.model_name_or_path
     if keys.from_scratch:
-        memory = psutil.virtual_memory().available // 4  # float32 numbers
-        model, processor, license = *_from_scratch(keys, label_names, memory), None
+        model, processor, license = *_from_scratch(keys, label_names), None
     elif name == PYPI_LITE0:
         model, processor, license = pretrained_lite0(keys, label_names)
     else:
@@ -87,11 +88,12 @@ def skeleton(keys: ModelKeys) -> tuple[PreTrainedModel, int]:
     keys.model_config = keys.model_config if keys.from_scratch else None
     labels = [str(i) for i in range(10)]
     processor: Any = None
-    with torch.device("meta"):
-        if keys.model_name_or_path == PYPI_LITE0 and not keys.model_config:
+    if keys.model_name_or_path == PYPI_LITE0 and not keys.model_config:
+        with torch.device("meta"):
             model = lite0_model(keys, labels)
-        else:
-            model, processor = _from_scratch(keys, labels, max_elements=10**13)
+    else:
+        model, processor = _from_scratch(keys, labels, on_meta=True)
+    with torch.device("meta"):
         size = _set_size(model, processor, keys)
     return model, size
 
@@ -113,7 +115,7 @@ def _set_size(model: PreTrainedModel, processor: Any, keys: ModelKeys) -> int:
     """Set the model to the image side that the recipe asks for, if it does; return its side."""
     name = keys.model_name_or_path
     with library_errors(f"model_name_or_path: {name}", "its image size can't be used"):
-        size = keys.image_size or native_size(model.config, processor)
+        size = keys.image_size or native_size(model.config, processor, name)
         check_size(model, size, name)
         if keys.image_size is not None:
             set_image_size(model, size)
@@ -121,9 +123,9 @@ def _set_size(model: PreTrainedModel, processor: Any, keys: ModelKeys) -> int:
 
 
 def _from_scratch(
-    keys: ModelKeys, label_names: list[str], max_elements: int
+    keys: ModelKeys, label_names: list[str], on_meta: bool = False
 ) -> tuple[PreTrainedModel, Any]:
-    """Return a model with random weights, of at most `max_elements`, and its processor."""
+    """Return a model with random weights, or on torch's meta device, and its processor."""
     if keys.model_config:
         where = "model_config"
         config, processor = _config_from_recipe(keys.model_config, label_names)
@@ -137,11 +139,26 @@ def _from_scratch(
         config.image_size = keys.image_size
     set_dropout(config, keys)
     choose_class(config, where)
+    with library_errors(where, f"{config.model_type} can't be built"):
+        model = _build_on_meta(config, where)
+        memory = psutil.virtual_memory().available
+        if not on_meta and (size := sum(4 * p.numel() for p in model.parameters())) > memory:
+            raise UserError(
+                f"{where}: describes a model of {size / 1e9:,.0f} GB, and {memory / 1e9:,.0f} GB of"
+                " memory are free; make it smaller"
+            )
+        return model if on_meta else AutoModelForImageClassification.from_config(config), processor
+
+
+def _build_on_meta(config: Any, where: str) -> PreTrainedModel:
+    """Return the model without weights. Raises UserError for a config of no end of layers."""
+    too_large = f"{where}: describes a model of more than {MAX_TENSORS:,} tensors; make it smaller"
     with (
-        library_errors(where, f"{config.model_type} can't be built"),
-        at_most(MAX_TENSORS, max_elements, f"{where}: describes a model that fits no memory here"),
+        torch.random.fork_rng(devices=[]),  # no number may be drawn that the real weights need
+        torch.device("meta"),
+        at_most(MAX_TENSORS, MAX_ELEMENTS, too_large),
     ):
-        return AutoModelForImageClassification.from_config(config), processor
+        return AutoModelForImageClassification.from_config(copy.deepcopy(config))
 
 
 def _config_from_recipe(entries: dict[str, Any], label_names: list[str]) -> tuple[Any, Any]:

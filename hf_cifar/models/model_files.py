@@ -44,18 +44,19 @@ class ModelFiles:
     weights: list[str]
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[Path]:
-        """Lend a folder with nothing but the checked files.
+    def for_library(self, problem: str) -> Iterator[Path]:
+        """Lend a library a folder with nothing but the checked files.
 
         Beside them transformers looks for adapters, sharded checkpoints and further configs, which
-        nothing has checked.
+        nothing has checked. What it raises becomes UserError, with `problem` after the name.
         """
-        with tempfile.TemporaryDirectory(prefix="hf-cifar-model-") as name:
+        with tempfile.TemporaryDirectory(prefix="hf-cifar-model-") as folder:
             for file, content in self.configs.items():
-                (Path(name) / file).write_text(json.dumps(content))
+                Path(folder, file).write_text(json.dumps(content))
             for file in self.weights:
-                (Path(name) / file).symlink_to((self.folder / file).resolve())
-            yield Path(name)
+                Path(folder, file).symlink_to((self.folder / file).resolve())
+            with library_errors(self.name, problem, folder):
+                yield Path(folder)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -139,20 +140,25 @@ def check_pickle(path: Path, where: str) -> dict[str, tuple[int, ...]]:
 
 
 @contextlib.contextmanager
-def library_errors(name: str, problem: str) -> Iterator[None]:
+def library_errors(name: str, problem: str, folder: str = "") -> Iterator[None]:
     """Turn what a library raises over a model's files into UserError.
 
     Configs that fit nothing fail in each family's own way, with any type of exception.
+
+    folder: a temporary folder, for which messages name the model.
     """
     try:
         yield
     except HfCifarError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: {problem} ({_first_line(error)})") from None
+        reason = _first_line(error)
+        if folder:
+            reason = reason.replace(folder, name)
+        raise UserError(f"{name}: {problem} ({reason})") from None
 
 
 def _first_line(error: Exception) -> str:
-    """Return the type and the first line of an exception, at most 160 characters."""
+    """Return the type and the first line of an exception."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {visible(lines[0], 160)}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {visible(lines[0], 200)}" if lines else type(error).__name__

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_cifar.errors import UserError
-from hf_cifar.models.model_files import ModelFiles, library_errors
+from hf_cifar.models.model_files import ModelFiles
 from hf_cifar.models.structure import head_name
 from hf_cifar.text import visible
 
@@ -40,8 +40,7 @@ def load_weights(
     sizes = [prod(shape) for shape in shapes.values()]
     too_large = f"{name}: its config.json describes a much larger model than its weights"
     with (
-        files.alone() as folder,
-        library_errors(name, "transformers can't load it"),
+        files.for_library("transformers can't load it") as folder,
         at_most(4 * len(sizes) + SPARE_TENSORS, 2 * sum(sizes) + SPARE_ELEMENTS, too_large),
     ):
         model, info = AutoModelForImageClassification.from_pretrained(
@@ -64,13 +63,11 @@ def load_weights(
     if lost:
         raise UserError(
             f"{name}: weights do not fit the config: {len(lost)} tensors are missing or of another"
-            f" shape, first {visible(lost[0], 100)}"
+            f" shape, first {visible(lost[0], 100)}; take both from one model"
         )
-    if unused := sorted(info["unexpected_keys"]):
-        some = ", ".join(visible(key, 100) for key in unused[:3]) + ", ..." * (len(unused) > 3)
-        log.info(
-            "%s: %d tensors have no place in the model and are left: %s", name, len(unused), some
-        )
+    if unused := [visible(key, 100) for key in sorted(info["unexpected_keys"])]:
+        some = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        log.info("%s: tensors without a place in the model: %d (%s)", name, len(unused), some)
     check_finite(model, name)
     return model, bool(absent)
 

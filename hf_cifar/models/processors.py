@@ -21,8 +21,9 @@ BILINEAR, BICUBIC = 2, 3  # PIL's numbers
 
 def load_processor(files: ModelFiles) -> Any:
     """Return the model's image processor as its files describe it. Raises UserError."""
-    problem = "no image processor (preprocessor_config.json) that can be used"
-    with files.alone() as folder, library_errors(files.name, problem):
+    if len(files.configs) == 1 and "pretrained_cfg" not in files.configs["config.json"]:
+        raise UserError(f"{files.name}: no image processor (preprocessor_config.json)")
+    with files.for_library("its image processor can't be used") as folder:
         return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -89,10 +90,11 @@ def evaluation_processor(processor: Any, size: int, center_crop: bool) -> Any:
             f"{name}: the torchvision backend of the image processor is missing;"
             " install torchvision to fit torch"
         )
-    shape = tuple(_process(processor, torch.zeros(1, 3, 48, 40)).shape)
-    if shape != (1, 3, size, size):
+    output = _process(processor, torch.zeros(1, 3, 48, 40))
+    if output.shape != (1, 3, size, size):
         raise UserError(
-            f"image_size: {name} makes {shape[-2:]} pixels of a picture and can't be set to {size}"
+            f"image_size: {name} makes {tuple(output.shape[-2:])} pixels of a picture and can't be"
+            f" set to {size}"
         )
     return processor
 

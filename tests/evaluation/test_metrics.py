@@ -177,7 +177,7 @@ def test_the_trainer_gets_the_same_figures_from_logits(data):
     logits = np.log(np.maximum(p.astype(np.float64), 1e-30)) + 7.5
     whole = classification_metrics(softmax(logits), y, names(p.shape[1]), "eval")
     for outputs in (logits, (logits, np.zeros((len(y), 3)))):
-        values = trainer_metrics()(EvalPrediction(predictions=outputs, label_ids=y))
+        values = trainer_metrics(EvalPrediction(predictions=outputs, label_ids=y))
         assert values == pytest.approx(
             {key: whole[f"eval_{key}"] for key in ("accuracy", "f1_macro", "nll")}
         )
@@ -188,7 +188,7 @@ def test_diverged_logits_are_named():
 
     logits = np.array([[0.0, 1.0], [np.inf, 0.0]], np.float32)
     with pytest.raises(UserError, match="lower learning_rate"):
-        trainer_metrics()(EvalPrediction(predictions=logits, label_ids=np.array([0, 1])))
+        trainer_metrics(EvalPrediction(predictions=logits, label_ids=np.array([0, 1])))
 
 
 def test_the_global_random_state_is_left_alone():
@@ -207,7 +207,7 @@ def refuse(*args, **kwargs):
     os.write(2, b"network was touched"); os._exit(9)
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 import numpy as np
-from hf_cifar.metrics import classification_metrics
+from hf_cifar.evaluation.metrics import classification_metrics
 print(classification_metrics(np.eye(7), np.arange(7), list("abcdefg"))["test_top5_accuracy"])
 """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
