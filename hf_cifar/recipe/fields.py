@@ -339,6 +339,7 @@ TRAINING_TYPES: dict[str, Any] = {
     "log_level": LogLevel,
     "log_level_replica": LogLevel,
     "logging_steps": NotNegative,
+    "eval_accumulation_steps": Count | None,
     "dataloader_num_workers": Annotated[int, Ge(0)] | None,
     "save_total_limit": Count | None,
     "seed": Annotated[int, Ge(0), Le(2**32 - 1)],
@@ -346,6 +347,7 @@ TRAINING_TYPES: dict[str, Any] = {
     "accelerator_config": dict[str, Any] | None,
     "hub_model_id": str | None,
 }
+METRICS_NEED = "metrics are computed from all predictions and labels of a split"
 # Keys of TrainingArguments that this program sets itself or must not take from a file.
 REFUSED = {
     "hub_token": "a token comes from the environment (HF_TOKEN) or from `hf auth login`, never from"
@@ -361,8 +363,10 @@ REFUSED = {
     "logging_nan_inf_filter": "a loss that is not finite stops the run",
     "hub_strategy": "a run is pushed once, at its end",
     "train_sampling_strategy": "the order of images follows from seed and epoch",
-    "full_determinism": "set `seed`; every random choice follows from it",
-    "include_for_metrics": "metrics are computed from predictions and labels",
+    "include_for_metrics": METRICS_NEED,
+    "prediction_loss_only": METRICS_NEED,
+    "eval_do_concat_batches": METRICS_NEED,
+    "batch_eval_metrics": METRICS_NEED,
     "neftune_noise_alpha": "it adds noise to token embeddings, and images have none",
     "parallelism_config": "use an accelerate configuration file (`hf-cifar recipes copy"
     " accelerate`)",
