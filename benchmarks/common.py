@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_cifar.reporting.provenance import commit, hardware_facts, versions
-from hf_cifar.training.precision import fastest, keep_freed_memory
+from hf_cifar.training.precision import fastest_precision, keep_freed_memory
 
 HERE = Path(__file__).parent
 
@@ -167,8 +167,8 @@ def settle(recipe: Any, precision: str, device: Any, frozen: bool = False) -> bo
     backbone = load_backbone(recipe, [str(i) for i in range(10)])
     model = backbone.model.to(device).requires_grad_(not frozen)
     told = None if precision == "auto" else precision == "bf16"
-    recipe.training["bf16"], recipe.channels_last, _ = fastest(
-        model, backbone.image_size, device, told, None
+    (recipe.training["bf16"], recipe.channels_last), _ = fastest_precision(
+        model, backbone.image_size, device, bf16=told
     )
     return recipe.training["bf16"]
 
