@@ -1,6 +1,6 @@
 """Make the sample that the package carries: python scripts/make_sample.py FOLDER [OUT].
 
-FOLDER holds all of CIFAR-10 in the Hub's layout (`hf-cifar data download`). The first 200 train and
+FOLDER holds all of CIFAR-10 in the Hub's layout (`hf-cifar data fetch`). The first 200 train and
 100 test images of each class are taken in the order of the data set, their encoded bytes as they
 are.
 """

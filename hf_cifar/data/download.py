@@ -1,4 +1,4 @@
-"""`hf-cifar data download`: bring all of CIFAR-10 in the Hub's layout."""
+"""`hf-cifar data fetch`: bring all of CIFAR-10 in the Hub's layout."""
 
 from __future__ import annotations
 

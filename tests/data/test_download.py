@@ -1,4 +1,4 @@
-"""`data download` and `data check`, and the script that makes the sample."""
+"""`data fetch` and `data check`, and the script that makes the sample."""
 
 import hashlib
 import io
@@ -181,7 +181,8 @@ def test_download_with_no_hub_in_reach(tmp_path):
     code = (
         "from pathlib import Path; from hf_cifar.data.download import download\n"
         "from hf_cifar.errors import UserError\n"
-        f"try: download('hub', Path({str(tmp_path / 'out')!r}))\nexcept UserError as error: print(error)"
+        f"try: download('hub', Path({str(tmp_path / 'out')!r}))\n"
+        "except UserError as error: print(error)"
     )
     env = os.environ | {
         "HF_HOME": str(tmp_path),

