@@ -16,6 +16,7 @@ from hf_cifar.reporting.provenance import (
     peak_memory,
     versions,
 )
+from hf_cifar.training.precision import precision_name
 
 
 def run_facts(setup: Setup) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def run_facts(setup: Setup) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "seed": recipe.seed,
-        "precision": "fp16" if arguments.fp16 else "bf16" if recipe.training["bf16"] else "fp32",
+        "precision": precision_name(arguments),
         "launch_command": recipe.launch_command(),
         "recipe": recipe.public().to_dict(),
         "license": recipe.license or setup.backbone.license,

@@ -25,7 +25,7 @@ from hf_cifar.runs.facts import EnergyMeter, run_facts
 from hf_cifar.runs.folder import RunFolder
 from hf_cifar.training.arguments import RunArguments, training_arguments
 from hf_cifar.training.launch_checks import check_processes, meet_after_restart
-from hf_cifar.training.precision import fastest_precision, keep_freed_memory
+from hf_cifar.training.precision import fastest_precision, prepare_device, set_weight_layout
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +120,7 @@ def set_up(recipe: Recipe) -> Setup:
     """
     objective_type = find_objective(recipe)
     device = training_arguments(recipe, objective_type.checkpoint_metrics).device
-    if device.type == "cpu":
-        keep_freed_memory()
+    prepare_device(device, deterministic=bool(recipe.training.get("full_determinism")))
     set_seed(recipe.seed)
     objective = objective_type(recipe)  # what is learned: data, loss, metrics
     method = METHODS[recipe.method](recipe)  # which weights train, and what is saved of them
@@ -140,6 +139,7 @@ def set_up(recipe: Recipe) -> Setup:
         )
     )
     log.info("speed: %s", reason)
+    set_weight_layout(model, device, precision)
     training = recipe.training | {"bf16": precision.bf16}
     recipe = dataclasses.replace(recipe, training=training, channels_last=precision.channels_last)
     arguments = training_arguments(recipe, objective.checkpoint_metrics, objective.workers)

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers import TrainingArguments
+
+from hf_cifar.training.determinism import use_deterministic_kernels
 
 MIN_GAIN = 1.05  # a speed below this does not pay for leaving float32 and contiguous images
 
@@ -24,6 +27,36 @@ class Precision(NamedTuple):
     def __str__(self) -> str:
         name = "bfloat16 autocast" if self.bf16 else "float32"
         return f"{name}, channels last" if self.channels_last else name
+
+
+def prepare_device(device: torch.device, *, deterministic: bool) -> None:
+    """Let the libraries below torch work as fast as they can, or the same way each time.
+
+    On a GPU, cuDNN times its convolution kernels once for each shape and keeps the fastest.
+    """
+    if deterministic:
+        use_deterministic_kernels()
+    if device.type == "cpu":
+        keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = not deterministic
+
+
+def set_weight_layout(model: nn.Module, device: torch.device, precision: Precision) -> None:
+    """Lay the convolutions' weights out as their images are, in place.
+
+    On a GPU, images and weights of two layouts are reordered at every convolution. On a CPU,
+    oneDNN reorders weights to a layout of its own in any case.
+    """
+    if precision.channels_last and device.type != "cpu":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def precision_name(arguments: TrainingArguments) -> str:
+    """Return fp16, bf16, tf32 or fp32: the precision of the matrix products in training."""
+    if arguments.fp16 or arguments.bf16:
+        return "fp16" if arguments.fp16 else "bf16"
+    return "tf32" if arguments.tf32 and arguments.device.type == "cuda" else "fp32"
 
 
 def keep_freed_memory() -> None:

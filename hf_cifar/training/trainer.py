@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from hf_cifar.data.batches import BatchDataset, TicketSampler, whole_batch
 from hf_cifar.errors import Diverged, UserError
 from hf_cifar.training import checkpoints
+from hf_cifar.training.determinism import missing_kernel
 from hf_cifar.training.muon import MuonWithFallback
 from hf_cifar.training.resume_state import ResumeState
 from hf_cifar.training.sharding import empty_copy, gathered_state, wrap_classes
@@ -108,6 +109,14 @@ class CifarTrainer(Trainer):
         model: Any = self.model
         dataset = self.batches if model.training else self.evaluated
         return dataset.model_inputs(super()._prepare_inputs(inputs), self.args.device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        try:
+            return super().training_step(*args, **kwargs)
+        except RuntimeError as error:
+            if (refused := missing_kernel(error)) is not None:
+                raise refused from None
+            raise
 
     # ---- loss ----
 
