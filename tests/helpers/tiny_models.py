@@ -1,4 +1,4 @@
-"""A small model of each family, as a folder with the image processor that the family's own
+"""A tiny model of each family, as a folder with the image processor that the family's own
 checkpoints have.
 """
 
@@ -56,7 +56,7 @@ FAMILIES = (
     "timm",
     "timm_vit",
 )
-# How many residual blocks each has; timm's first stage is a lone convolution, which is no block.
+# Residual blocks of each; timm's first stage is a single convolution, which is not a block.
 BLOCKS = {
     "vit": 3,
     "deit": 3,
@@ -114,8 +114,8 @@ def config(family: str) -> Any:
 
 
 def processor(family: str) -> Any:
-    """As the family's checkpoints on the Hub have it, scaled down; timm's is made from the model's
-    config.
+    """Return the processor that the family's checkpoints on the Hub have, scaled down; None for
+    timm, which makes it from the model's config.
     """
     crop = {"height": SIZE, "width": SIZE}
     if family in ("vit", "swin"):
@@ -127,11 +127,8 @@ def processor(family: str) -> Any:
     if family in ("convnext", "resnet"):
         return ConvNextImageProcessor(size={"shortest_edge": SIZE}, crop_pct=0.875, **IMAGENET)
     if family == "efficientnet":
-        std = [
-            0.47853944,
-            0.4732864,
-            0.47434163,
-        ]  # google/efficientnet-b0's, as are the two switches
+        # Of google/efficientnet-b0, as are include_top and resample.
+        std = [0.47853944, 0.4732864, 0.47434163]
         return EfficientNetImageProcessor(
             size=crop,
             image_mean=IMAGENET["image_mean"],
@@ -143,16 +140,15 @@ def processor(family: str) -> Any:
 
 
 def build(family: str, labels: int = 10, seed: int = 0) -> Any:
-    """The model, with weights and batch-norm statistics that make its answers differ from image to
-    image.
+    """Return the model, with weights and batch-norm statistics that make its answers differ from
+    image to image.
     """
     torch.manual_seed(seed)
     settings = config(family)
     settings.num_labels = labels
     if family == "deit":
-        settings.architectures = [
-            "DeiTForImageClassification"
-        ]  # there is a second one, for distillation
+        # There is a second architecture, for distillation.
+        settings.architectures = ["DeiTForImageClassification"]
     model = AutoModelForImageClassification.from_config(settings)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -160,31 +156,29 @@ def build(family: str, labels: int = 10, seed: int = 0) -> Any:
                 torch.nn.init.kaiming_normal_(parameter)
             elif parameter.ndim >= 2:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-            if (
-                "layer_scale" in name or "lambda1" in name
-            ):  # ConvNeXt's blocks start as almost nothing
+            if "layer_scale" in name or "lambda1" in name:  # ConvNeXt's blocks start near zero
                 parameter.fill_(1.0)
         norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for module in norms:
             module.momentum = 1.0
             module.weight.uniform_(0.5, 1.5)  # EfficientNet's are drawn around zero
-        model.train()(
-            pixel_values=torch.randn(16, 3, SIZE, SIZE)
-        )  # the statistics of a batch, as if pretrained
+        # The statistics of a batch stand for pretrained ones.
+        model.train()(pixel_values=torch.randn(16, 3, SIZE, SIZE))
         for module in norms:
             module.momentum = 0.1
     return model.eval()
 
 
 def save(family: str, folder: Path, **kwargs: Any) -> Path:
-    """A model folder as a Hub snapshot of the family looks."""
+    """Write a model folder like a Hub snapshot of the family; return it."""
     build(family, **kwargs).save_pretrained(folder)
-    made = processor(family)
-    if made is not None:
-        made.save_pretrained(folder)
+    image_processor = processor(family)
+    if image_processor is not None:
+        image_processor.save_pretrained(folder)
     return folder
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
+    """Set keys of a model folder's config.json."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
