@@ -115,7 +115,7 @@ class ProbeLearner:
         if "test" in evaluation and self.setup.arguments.should_save:
             test_labels = cast(np.ndarray, self.evaluation["test"].labels)
             self.metrics["knn_accuracy"] = knn_accuracy(
-                train.values[0], labels, evaluation["test"].values[0], test_labels
+                train.values[0], labels, evaluation["test"].values[0], test_labels, device=device
             )
 
     def _compute_features(self) -> tuple[Features, dict[str, Features]]:
