@@ -152,7 +152,7 @@ def _from_scratch(
 
 def _build_on_meta(config: Any, where: str) -> PreTrainedModel:
     """Return the model without weights. Raises UserError for a config of no end of layers."""
-    too_large = f"{where}: describes a model of more than {MAX_TENSORS:,} tensors; make it smaller"
+    too_large = f"{where}: describes a model that is too large to be one; make it smaller"
     with (
         torch.random.fork_rng(devices=[]),  # no number may be drawn that the real weights need
         torch.device("meta"),
