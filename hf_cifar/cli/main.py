@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -17,14 +18,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_cifar.cli import data, evaluate, find_lr, plan, predict, push, recipes, train, verify
+from hf_cifar.cli import (
+    data,
+    evaluate,
+    few_shot,
+    find_lr,
+    plan,
+    predict,
+    push,
+    recipes,
+    stress,
+    train,
+    verify,
+)
 from hf_cifar.cli.options import CommandParser, parse_overrides
 from hf_cifar.cli.output import OneLineFormatter, prepare_output, say
 from hf_cifar.distributed import rank
 from hf_cifar.errors import HfCifarError, Interrupted
 from hf_cifar.text import visible
 
-COMMANDS = (train, find_lr, plan, evaluate, predict, push, verify, recipes, data)
+COMMANDS = (train, find_lr, plan, evaluate, predict, stress, few_shot, push, verify, recipes, data)
 MOST_CHARACTERS = 2000  # of an error message
 
 
@@ -61,6 +74,9 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            name = visible(error.filename, most=80)
+            return _fail(f"{name}: {error.strerror}; write a shorter one", 2)
         if (reason := _lost_connection(error)) is not None:
             message = (
                 "another process of this run ended or did not answer; its own message says why"
@@ -123,7 +139,8 @@ def _fail(message: str, code: int, tell_launcher: bool = True) -> int:
     if message:
         process = f"process {rank()}: " if rank() else ""
         line = f"hf-cifar: {process}{visible(' '.join(message.split()), MOST_CHARACTERS)}"
-        sys.stderr.write(f"{line}\n")  # in one piece, because other processes write there too
+        with contextlib.suppress(OSError):  # standard error may be full or closed
+            sys.stderr.write(f"{line}\n")  # in one piece: other processes write there, too
         if tell_launcher:
             _write_launcher_error(line)
     return code

@@ -10,16 +10,20 @@ import os
 import sys
 from typing import Any, NoReturn
 
+from hf_cifar.cli.output import say
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.fields import BLOCKS, TRAINING_DEFAULTS
 from hf_cifar.text import visible
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Reports a word that it can't take as a UserError, in one line."""
+    """Reports a word that it can't take as a UserError, and writes help as commands write."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, allow_abbrev=False, **options)
+
+    def print_help(self, file: Any = None) -> None:
+        say(self.format_help(), end="")
 
     def error(self, message: str) -> NoReturn:
         _, _, command = self.prog.partition(" ")
@@ -50,6 +54,21 @@ def new_recipe_command(commands: Any, name: str, help: str) -> argparse.Argument
     command.set_defaults(takes_keys=True)
     command.add_argument(
         "recipe", metavar="RECIPE", help="a file, a run folder, or the name of a packaged recipe"
+    )
+    return command
+
+
+def new_backbone_command(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
+    """Return the parser of a command that takes a backbone or a recipe, and recipe keys as
+    `--key value`.
+    """
+    command = new_command(commands, name, help, epilog=keys_help())
+    command.set_defaults(takes_keys=True)
+    command.add_argument(
+        "backbone",
+        metavar="BACKBONE_OR_RECIPE",
+        help="a model folder, a run folder, a Hub id or a `pypi:` package; or a recipe, by file or"
+        " packaged name, of which backbone and data count",
     )
     return command
 
@@ -108,6 +127,14 @@ def positive_integer(text: str) -> int:
     if not (text.isdecimal() and len(text) <= 18 and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {_shown(text)}")
     return int(text)
+
+
+def positive_integers(text: str) -> list[int]:
+    """Return the rising whole numbers from 1 on that an option was given, such as 1,5,10."""
+    numbers = [positive_integer(word.strip()) for word in text.split(",")]
+    if numbers != sorted(set(numbers)):
+        raise argparse.ArgumentTypeError(f"must be numbers that rise, got {_shown(text)}")
+    return numbers
 
 
 def positive_number(text: str) -> float:

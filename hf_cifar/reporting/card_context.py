@@ -17,7 +17,7 @@ from hf_cifar.recipe.yaml_text import write_yaml
 from hf_cifar.reporting.card_format import count, percent
 from hf_cifar.reporting.hub_metadata import dataset_facts, hub_metadata, is_hub_id
 from hf_cifar.reporting.plot_style import needs_more_than_base_font
-from hf_cifar.reporting.plots import PLOTS
+from hf_cifar.reporting.plots import ADDED_PLOTS, PLOTS
 
 CONFUSED_PAIRS = 3  # shown
 
@@ -34,6 +34,8 @@ def card_context(
     base = present.get("base_model")
     data = dataset_facts(present["dataset"]) if "dataset" in present else None
     labels, matrix = present.get("labels", []), present.get("test_confusion_matrix")
+    classes = _classes(present)
+    have_numbers = all("number" in row for row in classes)
     context = present | {
         "name": name,
         "location": present.get("hub_model_id", f"./{name}"),
@@ -42,10 +44,12 @@ def card_context(
         "from_scratch": "base_model" in metrics and base is None,
         "data": data,
         "results": _results_table(present),
-        "classes": _classes(present),
-        "numbered": needs_more_than_base_font(labels),
+        "classes": classes,
+        "numbered": have_numbers and needs_more_than_base_font(labels),
         "confused": _confused_pairs(matrix, labels) if matrix and labels else [],
-        "plots": {stem: caption for stem, caption in PLOTS.items() if stem in plots},
+        "plots": {
+            stem: caption for stem, caption in (PLOTS | ADDED_PLOTS).items() if stem in plots
+        },
         "front_matter": hub_metadata(present, name, data),
     }
     bins = [b for b in present.get("test_calibration", []) if b.get("count")]
@@ -55,7 +59,7 @@ def card_context(
         context["overconfidence"] = sum(gaps) / total
     if len(seeds := present.get("test_accuracy_seeds", [])) > 1:
         context["seeds_mean"], context["seeds_sd"] = statistics.mean(seeds), statistics.stdev(seeds)
-    if "recipe" in metrics:
+    if metrics.get("recipe"):
         context["recipe_changes"] = _recipe_changes(metrics["recipe"])
     return context
 

@@ -22,6 +22,13 @@ PLOTS = {
     "mistakes": "The most confident mistakes: true class → predicted class and its probability",
     "reliability": "Reliability diagram: accuracy against confidence",
 }
+# Likewise of plots that later commands add to a finished run.
+ADDED_PLOTS = {
+    "stress_accuracy": "Accuracy in percent under each corruption and severity",
+    "stress_severity": "Accuracy over the severity: each corruption, and their mean",
+    "stress_mistakes": "For each corruption, the picture that the model is most surely wrong about"
+    " and gets right without the corruption",
+}
 
 
 def write_plots(

@@ -18,25 +18,30 @@ from helpers.hub_server import HubServer
 
 ROOT = Path(__file__).parents[2]
 LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-USER = "wilhelmina"  # the login name that client processes see, to be looked for in what they send
+USER = "wilhelmina"  # the login name that client processes see; it must not be in what they send
+STAYS_HERE = b"stays here "  # content of the files that must not be sent
 PRELUDE = """
 import json, os, sys
 from pathlib import Path
-def answer(value): print("\\n@" + json.dumps(value))
-def lines(call, *args, **named):
-    "What happened to a call: its result's class and what was said, or the error's class and text."
-    from hf_cifar import errors
-    said = []
+
+def answer(value):
+    print("\\n@" + json.dumps(value))
+
+def outcome(call, *args, **named):
+    "Return the class of a call's result, or of its error, and the lines that it said."
+    lines = []
     try:
-        result = call(*args, **named, say=said.append)
-        return {"kind": type(result).__name__, "said": said, **{k: getattr(result, k, None) for k in ("commit", "changed")}}
+        result = call(*args, **named, say=lines.append)
+        values = {name: getattr(result, name, None) for name in ("commit", "changed")}
+        return {"kind": type(result).__name__, "lines": lines, **values}
     except Exception as error:
-        return {"kind": type(error).__name__, "text": str(error), "said": said}
+        return {"kind": type(error).__name__, "text": str(error), "lines": lines}
 """
 PUSH = """
-from hf_cifar import hub
-hub.WAITS = (0.05, 0.1, 0.2, 0.4)
-def push(run, to, **named): return lines(hub.push, Path(run), to, **named)
+from hf_cifar.hub.push import push as push_run
+
+def push(run, to, **named):
+    return outcome(push_run, Path(run), to, waits=(0.05, 0.1, 0.2, 0.4), **named)
 """
 
 
@@ -47,8 +52,8 @@ def hub() -> Iterator[HubServer]:
 
 
 class Client:
-    """Runs code in new processes that know only the stand-in Hub; one cache for all of them unless
-    `home` says else.
+    """Runs code in new processes that know only the stand-in Hub. They share a cache, unless `home`
+    names another.
     """
 
     def __init__(self, hub: HubServer, folder: Path) -> None:
@@ -57,31 +62,27 @@ class Client:
     def environment(
         self, user: str | None = "alice", home: str = "home", **more: str
     ) -> dict[str, str]:
-        kept = {
-            k: v
-            for k, v in os.environ.items()
-            if not k.startswith(("HF_", "HUGGING_FACE", "TRANSFORMERS_"))
-        }
-        kept |= {
+        of_libraries = ("HF_", "HUGGING_FACE", "TRANSFORMERS_")
+        variables = {k: v for k, v in os.environ.items() if not k.startswith(of_libraries)}
+        python_path = os.pathsep.join([variables.get("PYTHONPATH", ""), str(ROOT)])
+        variables |= {
             "HF_ENDPOINT": self.hub.url,
             "HF_HOME": str(self.folder / home),
             "HF_HUB_DISABLE_XET": "1",
-        }
-        kept |= {
-            "LOGNAME": USER,
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "DISABLE_SAFETENSORS_CONVERSION": "1",
+            "LOGNAME": USER,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": python_path.strip(os.pathsep),
+            "no_proxy": "*",
         }
-        kept |= {"OMP_NUM_THREADS": "1", "no_proxy": "*", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        kept["PYTHONPATH"] = os.pathsep.join([kept.get("PYTHONPATH", ""), str(ROOT)]).strip(
-            os.pathsep
-        )
         if user is not None:
-            kept["HF_TOKEN"] = self.hub.token(user)
-        return {k: v for k, v in (kept | more).items() if v != ""}
+            variables["HF_TOKEN"] = self.hub.token(user)
+        return {k: v for k, v in (variables | more).items() if v != ""}
 
     def __call__(self, code: str, *args: Any, timeout: float = 120, **more: Any) -> Any:
-        """What `code` hands to `answer(...)`; its `sys.argv[1:]` are `args`."""
+        """Run `code` with `sys.argv[1:]` = `args` and return what it hands to `answer(...)`."""
         done = subprocess.run(
             [sys.executable, "-c", PRELUDE + code, *map(str, args)],
             env=self.environment(**more),
@@ -91,14 +92,14 @@ class Client:
             timeout=timeout,
         )
         self.output += done.stdout + done.stderr
-        told = [line[1:] for line in done.stdout.splitlines() if line.startswith("@")]
-        assert done.returncode == 0 and told, done.stdout + done.stderr
-        return json.loads(told[-1])
+        answers = [line[1:] for line in done.stdout.splitlines() if line.startswith("@")]
+        assert done.returncode == 0 and answers, done.stdout + done.stderr
+        return json.loads(answers[-1])
 
     def push(
         self, run: Path, to: str = "alice/net", named: dict[str, Any] | None = None, **more: Any
     ) -> dict[str, Any]:
-        """One push without the check, which most tests of the network have no use for."""
+        """Push once, without reading back unless `named` says so."""
         named = {"check": False, **(named or {})}
         code = "answer(push(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3])))"
         return self(PUSH + code, run, to, json.dumps(named), **more)
@@ -164,8 +165,11 @@ def save_model(model: Any, folder: Path) -> None:
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
-def finish(folder: Path, method: str, base: str) -> Path:
-    """What a finished run writes beside its model, and what must stay behind."""
+def finish(folder: Path, base: str, method: str, description: str) -> Path:
+    """Write what a finished run has beside its model, and files that must stay here.
+
+    The run is to be pushed to alice/net.
+    """
     from PIL import Image
 
     metrics = {
@@ -175,6 +179,9 @@ def finish(folder: Path, method: str, base: str) -> Path:
         "labels": LABELS,
         "base_model": base,
         "method": method,
+        "method_description": description,
+        "adapter": method == "lora",
+        "hub_model_id": "alice/net",
     }
     (folder / "README.md").write_text(card(0.9507, base))
     (folder / "recipe.yaml").write_text(
@@ -188,9 +195,12 @@ def finish(folder: Path, method: str, base: str) -> Path:
         "logs/events.out",
         "training_args.bin",
         "predictions.parquet",
+        "plots/.thumbnail.png",
+        "plots/notes.txt",
+        ".hf_cifar.json",
     ):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(b"stays here " * 10)
+        (folder / path).write_bytes(STAYS_HERE * 10)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
     return folder
 
@@ -199,7 +209,8 @@ def finish(folder: Path, method: str, base: str) -> Path:
 def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "full"
     save_model(tiny_model(), folder)
-    return finish(folder, "full fine-tuning", "google/vit-base-patch16-224")
+    base = "google/vit-base-patch16-224"
+    return finish(folder, base, "full", "with all of its weights fine-tuned")
 
 
 @pytest.fixture(scope="session")
@@ -221,7 +232,7 @@ def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.peft_config["default"].base_model_name_or_path = "alice/base"
     model.save_pretrained(str(place / "lora" / "adapter"), save_embedding_layers=False)
     save_model(model.merge_and_unload(), place / "lora")
-    return finish(place / "lora", "LoRA", "alice/base")
+    return finish(place / "lora", "alice/base", "lora", "fine-tuned with LoRA")
 
 
 @pytest.fixture

@@ -89,11 +89,11 @@ class File:
         return self.sha256 if self.lfs else self.oid
 
     def entry(self, path: str) -> dict[str, Any]:
-        found = {"type": "file", "oid": self.oid, "size": len(self.data), "path": path}
+        entry = {"type": "file", "oid": self.oid, "size": len(self.data), "path": path}
         if self.lfs:
             pointer = len(lfs_pointer(self.sha256, len(self.data)))
-            found["lfs"] = {"oid": self.sha256, "size": len(self.data), "pointerSize": pointer}
-        return found
+            entry["lfs"] = {"oid": self.sha256, "size": len(self.data), "pointerSize": pointer}
+        return entry
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ class Repo:
 
     def log(self, branch: str = "main") -> list[Commit]:
         """The commits of a branch, newest first."""
-        commit, found = self.at(branch), []
+        commit, commits = self.at(branch), []
         while commit:
-            found.append(commit)
+            commits.append(commit)
             commit = self.commits.get(commit.parent or "")
-        return found
+        return commits
 
 
 @dataclass
@@ -228,28 +228,26 @@ class HubServer:
         return repo
 
     def received(self) -> list[tuple[str, bytes]]:
-        """Every byte that clients sent, with where it came in; base64 is read through to what it
-        holds.
-        """
-        found = []
+        """Return (where it came in, bytes) of all that clients sent; base64 also decoded."""
+        parts = []
         for seen in self.log:
             head = json.dumps(
                 {k: v for k, v in seen.headers.items() if k not in ("authorization", "host")}
             )
-            found += [
+            parts += [
                 (f"{seen.route} headers", head.encode()),
                 (f"{seen.route} {seen.path}", seen.body),
             ]
             if seen.route == "commit":
                 for line in map(json.loads, seen.body.splitlines()):
                     if line["key"] == "file":
-                        found.append(
+                        parts.append(
                             (line["value"]["path"], base64.b64decode(line["value"]["content"]))
                         )
             elif seen.route == "preupload" and seen.body:
                 for file in json.loads(seen.body)["files"]:
-                    found.append((file["path"], base64.b64decode(file["sample"])))
-        return found
+                    parts.append((file["path"], base64.b64decode(file["sample"])))
+        return parts
 
     # What it does for its clients
 
@@ -495,11 +493,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _batch(self) -> None:
         self._repo(write=True)
         objects = json.loads(self.body)["objects"]
-        for found in objects:
-            if found["oid"] not in self.hub.lfs:
-                href = f"{self.hub.storage}/lfs/{found['oid']}"
+        for wanted in objects:
+            if wanted["oid"] not in self.hub.lfs:
+                href = f"{self.hub.storage}/lfs/{wanted['oid']}"
                 verify = {"href": f"{self.hub.url}/lfs-verify"}
-                found["actions"] = {"upload": {"href": href}, "verify": verify}
+                wanted["actions"] = {"upload": {"href": href}, "verify": verify}
         raise _Answer(200, {"transfer": "basic", "objects": objects})
 
     def _put(self) -> None:
@@ -599,8 +597,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refs(self) -> None:
         branches = self._repo().branches.items()
-        found = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": oid} for n, oid in branches]
-        raise _Answer(200, {"branches": found, "tags": [], "converts": []})
+        branches = [
+            {"name": n, "ref": f"refs/heads/{n}", "targetCommit": oid} for n, oid in branches
+        ]
+        raise _Answer(200, {"branches": branches, "tags": [], "converts": []})
 
     def _info(self) -> None:
         repo = self._repo()
@@ -672,16 +672,16 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(self.body)["paths"]
         except ValueError:
             asked = parse_qs(self.body.decode())["paths"]
-        found = [commit.files[path].entry(path) for path in asked if path in commit.files]
+        entries = [commit.files[path].entry(path) for path in asked if path in commit.files]
         for path in asked:
             below = {
                 k[len(path) + 1 :]: v for k, v in commit.files.items() if k.startswith(path + "/")
             }
             if below:
-                found.append(
+                entries.append(
                     {"type": "directory", "oid": _tree_oid(below), "size": 0, "path": path}
                 )
-        raise _Answer(200, found)
+        raise _Answer(200, entries)
 
     def _resolve(self) -> None:
         repo = self._repo()

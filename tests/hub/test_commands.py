@@ -1,5 +1,5 @@
-"""The whole way through the stand-in Hub with the command itself: dataset and base model come down,
-the run goes up, anybody's model is measured; bad input is one line and exit code 2.
+"""The whole way through the stand-in Hub with the command itself: download dataset and base model,
+push the run, measure anybody's model. Bad input is one line and exit code 2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 
 
 def command(client: Client, *words: str, **more: str) -> subprocess.CompletedProcess:
-    """`hf-cifar` in a process that knows only the stand-in Hub."""
+    """Run `hf-cifar` in a process that knows only the stand-in Hub."""
     environment = client.environment(**more) | {
         "HF_CIFAR_CACHE": str(client.folder / "cache"),
         "TQDM_DISABLE": "1",
@@ -75,8 +75,9 @@ def test_train_from_the_hub_push_evaluate_predict_verify(hub: HubServer, client:
     put_cifar(hub)
     put_model(hub, client, "alice/base")
     (client.folder / "mine.yaml").write_text(
-        "model_name_or_path: alice/base@main\nmethod: lora\nlora_r: 4\nlearning_rate: 3e-3\nnum_train_epochs: 2\n"
-        "per_device_train_batch_size: 20\nvalidation_fraction: 0.2\nbf16: false\npush_to_hub: true\nhub_model_id: alice/net\n"
+        "model_name_or_path: alice/base@main\nmethod: lora\nlora_r: 4\nlearning_rate: 3e-3\n"
+        "num_train_epochs: 2\nper_device_train_batch_size: 20\nvalidation_fraction: 0.2\n"
+        "bf16: false\npush_to_hub: true\nhub_model_id: alice/net\n"
     )
     trained = command(client, "train", "mine.yaml")
     assert trained.returncode == 0, trained.stderr
@@ -119,16 +120,17 @@ def test_train_from_the_hub_push_evaluate_predict_verify(hub: HubServer, client:
 
 
 ASK = """
-import contextlib, io, logging, os
-from hf_cifar.cli import run
-told = []
+import io, logging, os
+from contextlib import redirect_stderr, redirect_stdout
+from hf_cifar.cli.main import run
+outcomes = []
 for words, token in json.loads(sys.argv[1]):
     os.environ["HF_TOKEN"] = os.environ["ALICE"] if token is None else token
     logging.getLogger().handlers.clear()
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+    with redirect_stderr(io.StringIO()) as err, redirect_stdout(io.StringIO()):
         code = run(words)
-    told.append([code, said.getvalue()])
-answer(told)
+    outcomes.append([code, err.getvalue()])
+answer(outcomes)
 """
 
 
@@ -141,21 +143,20 @@ def test_bad_input_is_one_line_and_exit_2(hub: HubServer, client: Client, full_r
         (["push", str(full_run), "--to", "bob/x"], None, "bob"),
         (["push", str(full_run), "--to", "no name"], None, "USER/NAME"),
         (["push", "nowhere", "--to", "alice/x"], None, "nowhere"),
-        (["predict", "alice/card-only", "x.png"], None, "x.png"),
+        (["predict", "alice/card-only", "x.png"], None, "config.json"),
+        (["predict", "alice/base", "x.png"], None, "x.png"),
         (["verify", "alice/card-only", "--dataset", "sample"], None, "config.json"),
         (["verify", "alice/base", "--dataset", "sample", "--labels", "cat"], None, "theirs=ours"),
         (["evaluate", "alice/nothing", "--dataset", "sample"], None, "alice/nothing"),
         (["evaluate", "alice/base@nowhere", "--dataset", "sample"], None, "nowhere"),
     ]
     asked = json.dumps([[words, token] for words, token, _ in cases])
-    told = client(ASK, asked, ALICE=hub.token("alice"), HF_CIFAR_CACHE=str(client.folder / "cache"))
-    for (words, _, named), (code, said) in zip(cases, told, strict=True):
-        lines = said.strip().splitlines()
-        assert code == 2, (words, code, said)
-        assert len(lines) == 1 and lines[0].startswith("hf-cifar: ") and named in lines[0], (
-            words,
-            said,
-        )
+    cache = str(client.folder / "cache")
+    outcomes = client(ASK, asked, ALICE=hub.token("alice"), HF_CIFAR_CACHE=cache)
+    for (words, _, part), (code, err) in zip(cases, outcomes, strict=True):
+        lines = err.strip().splitlines()
+        assert code == 2 and len(lines) == 1, (words, code, err)
+        assert lines[0].startswith("hf-cifar: ") and part in lines[0], (words, err)
 
 
 def test_a_push_that_fails_leaves_the_run_and_exits_1(
