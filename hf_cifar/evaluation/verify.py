@@ -57,7 +57,7 @@ def verify(model: str, dataset: str, labels: str | None, out: Path | None) -> Ve
 
     Raises UserError for a model, data or labels that can't be used.
     """
-    given = _parse_labels(labels)
+    given = parse_labels(labels)
     classifier = load_classifier(model)
     test = load_split(data_recipe("", dataset), "test", classifier.pixel_range)
     data_labels = list(test.images.label_names)
@@ -120,7 +120,7 @@ def summary(result: Verification) -> list[str]:
     ]
 
 
-def _parse_labels(text: str | None) -> dict[str, str]:
+def parse_labels(text: str | None) -> dict[str, str]:
     """Return what --labels says: the model's label -> the data's. Raises UserError."""
     pairs = [pair.split("=", 1) for pair in text.split(",")] if text is not None else []
     if any(len(pair) != 2 for pair in pairs):

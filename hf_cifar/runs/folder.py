@@ -80,6 +80,23 @@ class RunFolder:
                     raise
                 raise UserError(folder._full_disk(reason)) from None
 
+    @classmethod
+    @contextlib.contextmanager
+    def reopen(cls, path: Path) -> Iterator[RunFolder]:
+        """Yield the folder of a finished run, locked, wherever it lies now, to add to it.
+
+        Raises UserError where another process uses it, or where its disk takes no more.
+        """
+        folder = cls(load_recipe(str(path / "recipe.yaml"), {"output_dir": str(path)}))
+        with folder._locked():
+            shutil.rmtree(path / WRITING, ignore_errors=True)  # what a killed process was writing
+            try:
+                yield folder
+            except Exception as error:
+                if (reason := refused_write(error)) is None:
+                    raise
+                raise UserError(f"{path}: cannot be written ({reason}); free some space") from None
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         try:
@@ -109,7 +126,8 @@ class RunFolder:
         """Return the content of the marker, or None where there is none."""
         try:
             marker = json.loads((self.path / MARKER).read_text(encoding="utf-8"))
-            return {"files": [str(name) for name in marker["files"]]}
+            files = [str(name) for name in marker["files"]]
+            return {"files": files, "dataset_path": marker.get("dataset_path")}
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):
@@ -120,7 +138,8 @@ class RunFolder:
 
     def _record(self, names: list[str]) -> None:
         """Add files to the run's list. Raises UserError for one that somebody else put there."""
-        files = set((self._marker() or {"files": []})["files"])
+        before = self._marker() or {"files": [], "dataset_path": None}
+        files = set(before["files"])
         for name in names:
             if name not in files and os.path.lexists(self.path / name):
                 raise UserError(
@@ -132,7 +151,8 @@ class RunFolder:
             "about": "a run of hf-cifar; --fresh removes these files",
             "files": sorted(files | set(names)),
             # `evaluate` finds the data again from any folder. This file is never pushed.
-            "dataset_path": str(data.resolve()) if data.exists() else None,
+            # Seen from another working folder, the recipe's path may lead nowhere.
+            "dataset_path": str(data.resolve()) if data.exists() else before["dataset_path"],
         }
         write_json(self.path / MARKER, marker)
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hf_cifar.data.sources import archives, folders, parquet, picture_lists, saved
+from hf_cifar.data.sources import (
+    archives,
+    folders,
+    numpy_files,
+    parquet,
+    picture_lists,
+    saved,
+)
 from hf_cifar.data.sources.base import Source
 from hf_cifar.data.sources.columns import Columns
 from hf_cifar.errors import UserError
@@ -33,8 +40,11 @@ def find_source(
     if path.is_file():
         if path.name.endswith((".tar.gz", ".tgz", ".tar")):
             return archives.find(path, path.name)
+        if path.suffix == ".npy":
+            return numpy_files.find(path)
         raise UserError(
-            f"dataset_name {dataset_name} is a file, but no CIFAR archive (.tar.gz); name a folder"
+            f"dataset_name {dataset_name} is a file, but no CIFAR archive (.tar.gz) and no .npy;"
+            " name a folder"
         )
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", dataset_name):
         raise UserError(

@@ -1,0 +1,65 @@
+"""The data that a finished model meets: a run's own, or any other, with labels matched by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from hf_cifar.data.load import load_split
+from hf_cifar.data.splits import Split
+from hf_cifar.errors import UserError
+from hf_cifar.evaluation.classifier import Classifier
+from hf_cifar.evaluation.evaluate import data_recipe
+from hf_cifar.evaluation.label_names import list_labels, map_labels
+from hf_cifar.recipe.fields import DataKeys
+from hf_cifar.recipe.load import make_recipe
+from hf_cifar.recipe.recipe import Recipe
+
+
+def target_recipe(model: str, dataset: str | None, keys: dict[str, Any]) -> Recipe:
+    """Return the recipe whose data keys say which images are meant: `dataset`, or the run's own.
+
+    keys: data keys that are set on top; `dataset_name` stands for `dataset` too. Raises UserError
+    for other keys and values.
+    """
+    allowed = {field.name for field in dataclasses.fields(DataKeys)}
+    if unknown := sorted(set(keys) - allowed):
+        raise UserError(
+            f"command line: --{unknown[0]}: only keys of the data can be set here:"
+            f" {', '.join(sorted(allowed))}"
+        )
+    recipe = data_recipe(model, dataset or keys.get("dataset_name"))
+    data = {name: getattr(recipe, name) for name in allowed} | {"seed": recipe.seed}
+    return make_recipe("data", data, {k: v for k, v in keys.items() if k != "dataset_name"})
+
+
+def load_target(
+    classifier: Classifier, recipe: Recipe, split: str, labels: dict[str, str] | None = None
+) -> tuple[Split, np.ndarray]:
+    """Return a split, and the label of each of its images among the model's classes, int64 [n].
+
+    labels: what labels of the model mean, where their names don't say it. Raises UserError for
+    data that can't be used, and for classes of the data that the model does not know.
+    """
+    images = load_split(recipe, split, classifier.pixel_range)
+    return images, labels_of_model(classifier.labels, images, labels)
+
+
+def labels_of_model(
+    model_labels: list[str], split: Split, given: dict[str, str] | None = None
+) -> np.ndarray:
+    """Return the label of each image among the model's classes, int64 [n]. Raises UserError."""
+    names = list(split.images.label_names)
+    # Data may lack some of the model's classes, so the data's are looked up among the model's.
+    swapped = {ours: theirs for theirs, ours in (given or {}).items()}
+    try:
+        numbers = np.array(map_labels(names, model_labels, swapped))
+    except UserError:
+        raise UserError(
+            f"labels of the data match none of the model's: the data has {list_labels(names)}, the"
+            f" model {list_labels(model_labels)}; say what they mean with --labels"
+            ' "theirs=ours,...", or use --no-labels where a command has it'
+        ) from None
+    return numbers[split.labels]
