@@ -65,7 +65,7 @@ LAYOUTS = (
 FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-bin", "cifar-100-python", "cifar-100-binary")
 IMAGE_BYTES = 3 * 32 * 32
 MAX_FILE_BYTES = 256 * 2**20  # CIFAR-100's train file has 155 MB
-MAX_ARCHIVE_BYTES = 2**30  # of all that an archive unpacks to
+MAX_ARCHIVE_BYTES = 512 * 2**20  # of all that an archive unpacks to
 
 
 def unpacked(folder: Path) -> Path | None:
@@ -161,7 +161,7 @@ class _Bounded:
         data = self.stream.read(min(size, self.left + 1))
         self.left -= len(data)
         if self.left < 0:
-            raise OSError(f"it unpacks to over {MAX_ARCHIVE_BYTES / 1e9:.1f} GB")
+            raise OSError(f"it unpacks to over {MAX_ARCHIVE_BYTES / 1e6:.0f} MB")
         return data
 
 
@@ -175,11 +175,9 @@ def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
         with tarfile.open(fileobj=bounded, mode="r|") as tar:
             for member in tar:
                 base = Path(member.name).name
-                if base not in wanted or not member.isfile():
-                    continue
                 if member.size > MAX_FILE_BYTES:
                     raise OSError(f"{base} has {member.size / 1e6:,.0f} MB, more than CIFAR's")
-                if file := tar.extractfile(member):
+                if base in wanted and member.isfile() and (file := tar.extractfile(member)):
                     files[base] = file.read()
     return files
 

@@ -82,7 +82,10 @@ def readable(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, MemoryError, KeyError) as error:
+    except (
+        *(pa.ArrowException, OSError, EOFError, MemoryError, KeyError),
+        UnicodeDecodeError,  # of the name of a column
+    ) as error:
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise  # the disk of the copy is full, which the image cache reports
         raise UserError(

@@ -115,7 +115,10 @@ def _is_image(type_: Any) -> bool:
     import pyarrow.types as types
 
     if types.is_struct(type_):
-        return {type_.field(i).name for i in range(type_.num_fields)} >= {"bytes", "path"}
+        fields = {type_.field(i).name: type_.field(i).type for i in range(type_.num_fields)}
+        if not fields.keys() >= {"bytes", "path"}:
+            return False
+        type_ = fields["bytes"]
     return types.is_binary(type_) or types.is_large_binary(type_)
 
 

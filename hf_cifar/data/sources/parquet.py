@@ -18,11 +18,11 @@ from hf_cifar.errors import UserError
 from hf_cifar.files import json_digest
 
 COPIED_ROWS, COPIED_BYTES = 1024, 2**26  # of one table of the copy
-BATCH_BYTES = 2**29  # that a batch may take, should each row repeat all that its row group holds
+BATCH_BYTES = 2**28  # that a batch may take, should each row repeat all that its row group holds
 # Encoded pictures hardly compress. A file beyond these two is one that is made to fill the memory
 # or the disk.
 EXPANSION = 20
-EXPANDED_BYTES = 2**30
+EXPANDED_BYTES = 2**29
 MAX_EMPTY_ROWS = 1_000_000  # rows that a file may have, unless it has a byte for each
 
 
@@ -55,9 +55,12 @@ def find(root: Path, name: str, config: str | None, wanted: Columns) -> Source:
     license, card_features = read_card(root)
 
     def open_split(split: str, folder: Path) -> ArrowImages:
-        schema = _schema(splits[split][0])
-        features = features_of(schema) or card_features
-        image, label, names = choose_columns(schema, features, wanted, name)
+        import pyarrow.parquet as pq
+
+        with readable(splits[split][0]):
+            schema = pq.read_schema(splits[split][0])
+            features = features_of(schema) or card_features
+            image, label, names = choose_columns(schema, features, wanted, name)
         if names is None:
             every_file = [path for paths in splits.values() for path in paths]
             names = class_names(_label_column(path, label, every_file[0]) for path in every_file)
@@ -70,13 +73,6 @@ def find(root: Path, name: str, config: str | None, wanted: Columns) -> Source:
     identity = f"parquet {root.resolve()} {config} {wanted}"
     state_digest = json_digest([state, card_features])
     return Source(name, license, tuple(splits), identity, state_digest, open_split)
-
-
-def _schema(path: Path) -> Any:
-    import pyarrow.parquet as pq
-
-    with readable(path):
-        return pq.read_schema(path)
 
 
 @contextlib.contextmanager
@@ -110,7 +106,8 @@ def _to_arrow(files: list[Path], columns: list[str], copy: Path) -> None:
     """
     import pyarrow as pa
 
-    first = _schema(files[0])
+    with _opened(files[0]) as parquet:
+        first = parquet.schema_arrow
     schema = pa.schema([first.field(column) for column in columns])
     with copy.open("wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for path in files:

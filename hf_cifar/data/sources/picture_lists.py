@@ -23,6 +23,7 @@ from hf_cifar.data.sources.columns import LABEL_COLUMNS
 from hf_cifar.data.sources.folders import FileImages, pictures_below, split_folders
 from hf_cifar.errors import UserError
 from hf_cifar.files import json_digest
+from hf_cifar.text import visible
 
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "labels.csv")
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
@@ -104,6 +105,7 @@ def _has_classes(root: Path, folder: str) -> bool:
 def _entries(root: Path, table: str, label_column: str | None, where: str) -> list[_Entry] | None:
     """Return the rows of a table, or None if it lists no pictures. Raises UserError."""
     header, rows = _read_table(root / table, where)
+    columns = visible(", ".join(map(str, header)), 200)
     folder = os.path.dirname(table)
     file_column = next((column for column in FILE_COLUMNS if column in header), None)
     others = [column for column in header if column != file_column]
@@ -112,25 +114,23 @@ def _entries(root: Path, table: str, label_column: str | None, where: str) -> li
         return None
     if file_column is None:
         raise UserError(
-            f"{where}: there is no column file_name, only {', '.join(header)}; rename the column"
-            " that names the pictures"
+            f"{where}: there is no column file_name, only {columns}; rename the column that names"
+            " the pictures"
         )
     if label_column is None and len(usual or others) != 1:
         raise UserError(
             f"{where}: set label_column_name to the column with the classes; the columns are"
-            f" {', '.join(header)}"
+            f" {columns}"
         )
     label = label_column or (usual or others)[0]
     if label not in others:
-        raise UserError(
-            f"{where}: label_column_name is {label}, but the columns are {', '.join(header)}"
-        )
+        raise UserError(f"{where}: label_column_name is {label}, but the columns are {columns}")
     entries, seen = [], dict[str, int]()
     for line, row in rows:
         file, value = row.get(file_column), row.get(label)
         if not isinstance(file, str) or not file:
             raise UserError(f"{where}, line {line}: {file_column} is empty; name a picture")
-        path = os.path.normpath(os.path.join(folder, file))
+        path, file = os.path.normpath(os.path.join(folder, file)), visible(file, 80)
         if os.path.isabs(path) or path.startswith("..") or "\0" in path:
             raise UserError(
                 f"{where}, line {line}: {file} leads out of the data set's folder; move the picture"

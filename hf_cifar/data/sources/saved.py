@@ -103,7 +103,7 @@ def _source(
         paths = files[split]
         with readable(paths[0]):
             schema = pa.ipc.open_stream(pa.memory_map(str(paths[0]))).schema
-        columns = choose_columns(schema, features or features_of(schema), wanted, name)
+            columns = choose_columns(schema, features or features_of(schema), wanted, name)
         image, label, names = columns
 
         def images(names: list[str], split: str) -> ArrowImages:
