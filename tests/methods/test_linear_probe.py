@@ -2,14 +2,10 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from helpers.runs import assert_same_weights, held_out_images, pipeline_probabilities, saved_weights
 from safetensors.torch import load_file
-from sklearn.linear_model import LogisticRegression
-
-from hf_cifar.features.logistic_regression import fit_logistic_regression
 
 
 def test_the_penalty_with_the_best_held_out_score_is_chosen(tiny, train):
@@ -20,40 +16,6 @@ def test_the_penalty_with_the_best_held_out_score_is_chosen(tiny, train):
     assert [s["strength"] for s in scores] == sorted((s["strength"] for s in scores), reverse=True)
     assert 0 <= run.metrics["knn_accuracy"] <= 1
     assert run.metrics["features_runtime"] > 0 and run.metrics["train_runtime"] > 0
-
-
-def test_scikit_learn_finds_the_same_classifier():
-    """Its C is the inverse of the penalty times the number of images."""
-    random = np.random.default_rng(0)
-    labels = np.arange(90) % 3
-    features = (random.normal(size=(90, 5)) + labels[:, None] * [1, 0, 0, 2, 0]).astype(np.float32)
-    features = 7 * (features - features.mean(0)) / np.sqrt(features.var(0).mean()) + 3
-    fitted = fit_logistic_regression(
-        torch.from_numpy(features), torch.from_numpy(labels), 3, seed=0, strengths=(0.1,)
-    )
-    scaled = (features - features.mean(0)) / 7
-    reference = LogisticRegression(C=1 / (0.1 * 90), tol=1e-8, max_iter=10_000)
-    expected = reference.fit(scaled, labels).predict_proba(scaled)
-    answers = fitted.logits(torch.from_numpy(features)).softmax(1).numpy()
-    np.testing.assert_allclose(answers, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("change", [lambda f: 1000 * f, lambda f: f + 50])
-def test_offset_and_scale_of_the_features_change_nothing(change):
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(60, 8, generator=generator)
-    labels = (features[:, 0] > 0).long() + (features[:, 1] > 0.5).long()
-    fits = [fit_logistic_regression(f, labels, 3, seed=0) for f in (features, change(features))]
-    assert fits[0].strength == fits[1].strength
-    answers = [fits[0].logits(features), fits[1].logits(change(features))]
-    torch.testing.assert_close(*answers, atol=2e-2, rtol=1e-2)
-
-
-def test_a_class_with_one_image_is_fitted_without_cross_validation():
-    features, labels = torch.eye(3), torch.arange(3)
-    fitted = fit_logistic_regression(features, labels, 3, seed=0)
-    assert fitted.logits(features).argmax(1).tolist() == [0, 1, 2]
-    assert np.isnan(fitted.scores[0]["nll"])
 
 
 def test_keys_of_gradient_descent_change_nothing_and_are_named(tiny, train, caplog):
