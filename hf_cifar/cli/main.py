@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_cifar.cli import (
+    audit,
     data,
     evaluate,
     few_shot,
@@ -37,7 +38,20 @@ from hf_cifar.distributed import rank
 from hf_cifar.errors import HfCifarError, Interrupted
 from hf_cifar.text import visible
 
-COMMANDS = (train, find_lr, plan, evaluate, predict, stress, few_shot, push, verify, recipes, data)
+COMMANDS = (
+    train,
+    find_lr,
+    plan,
+    evaluate,
+    predict,
+    stress,
+    few_shot,
+    audit,
+    push,
+    verify,
+    recipes,
+    data,
+)
 MOST_CHARACTERS = 2000  # of an error message
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from hf_cifar.data.cache_entry import SplitRequest
 from hf_cifar.data.deep_pixels import Percentiles, PixelRange, deep_setting
 from hf_cifar.data.duplicates import in_both
+from hf_cifar.data.exclusions import read_exclusions
 from hf_cifar.data.image_cache import load_images
 from hf_cifar.data.sources.columns import Columns
 from hf_cifar.data.sources.find import find_source
@@ -36,11 +37,11 @@ def load_data(recipe: Recipe) -> Data:
     """Return the splits that `recipe` asks for.
 
     In this order: a test split is cut from train (`test_fraction`) if the source brings none;
-    validation (`validation_fraction`) likewise; pictures that test has too are taken out of train
-    (`drop_test_duplicates`); train is thinned to `train_samples_per_class`, drawn at random;
-    `max_train_samples` and `max_eval_samples` keep the first images in the order of the data set,
-    by class in proportion, so that data sorted by class keeps all its classes. Cuts are stratified
-    and depend on `seed` only.
+    validation (`validation_fraction`) likewise; pictures that an audit excludes (`exclude`) and
+    those that test has too (`drop_test_duplicates`) are taken out of train; train is thinned to
+    `train_samples_per_class`, drawn at random; `max_train_samples` and `max_eval_samples` keep the
+    first images in the order of the data set, by class in proportion, so that data sorted by class
+    keeps all its classes. Cuts are stratified and depend on `seed` only.
 
     Raises UserError for anything that is wrong with the data (see `find_source`, `load_images`).
     """
@@ -64,6 +65,7 @@ def load_data(recipe: Recipe) -> Data:
         seconds=loader.seconds,
         build_seconds=loader.build_seconds,
         pixel_range=loader.pixel_range,
+        excluded=loader.excluded,
     )
 
 
@@ -152,6 +154,7 @@ class _Loader:
         self.messages = list(self.source.messages)
         self.seconds = self.build_seconds = 0.0
         self.pixel_range: PixelRange | None = None
+        self.excluded = 0
         self._deep = pixel_range or deep_setting(recipe.deep_pixels)
 
     def splits(self, *wanted: str) -> dict[str, Split]:
@@ -172,6 +175,7 @@ class _Loader:
             if name in brought and (name in wanted or self._compares(name, wanted)):
                 splits[name] = self._load(name)
         if "train" in wanted:
+            splits["train"] = self._exclude(splits["train"])
             splits["train"] = self._thin(splits["train"], splits.get("test"))
         for name, most in (
             ("train", recipe.max_train_samples),
@@ -226,6 +230,19 @@ class _Loader:
         )
         return _take(train, rest), replace(_take(train, positions), name=name)
 
+    def _exclude(self, train: Split) -> Split:
+        """Take what the audit in `exclude` names out of train."""
+        if self.recipe.exclude is None:
+            return train
+        rows = read_exclusions(self.recipe.exclude, train.images.fingerprint)
+        listed = np.isin(train.rows, rows)
+        self.excluded = int(listed.sum())
+        message = f"{self.source.name}: exclude left {self.excluded:,} images out of train"
+        if elsewhere := len(rows) - self.excluded:
+            message += f"; {elsewhere:,} listed images are in validation or test and stay there"
+        self.messages.append(message)
+        return self._without(train, listed, "exclude")
+
     def _thin(self, train: Split, test: Split | None) -> Split:
         """Take duplicates of test images out of train, then draw `train_samples_per_class`."""
         recipe = self.recipe
@@ -238,7 +255,7 @@ class _Loader:
                 )
                 if recipe.drop_test_duplicates:
                     message += f"; {in_test.sum():,} images were taken out of train"
-                    train = self._without(train, in_test)
+                    train = self._without(train, in_test, "drop_test_duplicates")
                 else:
                     message += "; drop_test_duplicates: true takes them out of train"
                 self.messages.append(message)
@@ -247,12 +264,12 @@ class _Loader:
             train = _take(train, samples_per_class(train.labels, per_class, recipe.seed, names))
         return train
 
-    def _without(self, train: Split, in_test: np.ndarray) -> Split:
-        names, rest = train.images.label_names, _take(train, np.flatnonzero(~in_test))
+    def _without(self, train: Split, left_out: np.ndarray, key: str) -> Split:
+        names, rest = train.images.label_names, _take(train, np.flatnonzero(~left_out))
         counts = np.bincount(rest.labels, minlength=len(names))
         if lacking := [names[label] for label in np.flatnonzero(counts == 0)]:
             raise UserError(
-                f"{self.source.name}: drop_test_duplicates leaves no image of class"
+                f"{self.source.name}: {key} leaves no image of class"
                 f" {_first_few(lacking)} in train; leave the key out or add images"
             )
         return rest

@@ -37,6 +37,7 @@ class Data:
     data set's name, without the path of a folder. messages: lines for the log.
     seconds: what loading took. build_seconds: what it takes with an empty image cache.
     pixel_range: what converted pictures with more than 8 bits a channel; None if there are none.
+    excluded: images that `exclude` left out of train.
     """
 
     train: Split
@@ -50,6 +51,7 @@ class Data:
     seconds: float
     build_seconds: float
     pixel_range: PixelRange | None
+    excluded: int = 0
 
 
 def apportion(counts: np.ndarray, total: int, least: np.ndarray, most: np.ndarray) -> np.ndarray:

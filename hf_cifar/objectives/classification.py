@@ -155,6 +155,7 @@ class Classification(Objective):
             "dataset_license": data.license,
             "dataset_fingerprint": data.fingerprint,
             "train_samples": len(data.train),
+            "excluded_samples": data.excluded or None,
             "data_runtime": data.seconds,
             "data_runtime_from_nothing": data.build_seconds,
             "deep_pixels": data.pixel_range.to_config() if data.pixel_range else None,

@@ -121,6 +121,11 @@ class DataKeys:
     drop_test_duplicates: bool = key(
         False, "take pictures out of train that test has too, exactly by their pixels"
     )
+    exclude: str | None = key(
+        None,
+        "audit.parquet of `hf-cifar audit`: the rows that it excludes are left out of training;"
+        " test and validation stay whole",
+    )
     data_path: Literal["auto", "device", "table", "workers"] = key(
         "auto",
         "where images are kept: decoded on the device, decoded in a memory-mapped file (table), or"
@@ -372,7 +377,7 @@ REFUSED = {
     " accelerate`)",
 }
 # Keys that may name a file or folder; `~` at their start means the home folder.
-PATHS = {"model_name_or_path", "dataset_name", "output_dir", "deepspeed", "fsdp_config"}
+PATHS = {"model_name_or_path", "dataset_name", "exclude", "output_dir", "deepspeed", "fsdp_config"}
 
 
 def project_fields() -> dict[str, dataclasses.Field]:

@@ -61,6 +61,7 @@ class Recipe(RunKeys, MethodKeys, ObjectiveKeys, TransformKeys, DataKeys, ModelK
         copy = dataclasses.replace(self, training=dict(self.training))
         copy.model_name_or_path = public_name(copy.model_name_or_path)
         copy.dataset_name = public_name(copy.dataset_name)
+        copy.exclude = public_name(copy.exclude) if copy.exclude else None
         for name in PATHS & self.training.keys():
             if isinstance(value := self.training[name], str):
                 copy.training[name] = public_name(value)
