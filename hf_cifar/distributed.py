@@ -16,6 +16,18 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def usable_cores() -> int:
+    """Return how many CPU cores this process may run on: Slurm, for example, grants a part."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cores_for_each_process() -> int:
+    """Return how many of the cores each process of the run has on this machine, at least one."""
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def world_size() -> int:
     """Return the number of processes that have met; 1 before they do."""
     import torch

@@ -35,6 +35,7 @@ SPACES: dict[str, dict[str, Any]] = {
 BINS = {"randaugment": 31, "trivialaugment": 31, "autoaugment": 10}  # torchvision's
 CIFAR10 = AutoAugment(AutoAugmentPolicy.CIFAR10)._policies
 AFFINE = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+OPERATIONS = np.array(sorted({"Affine"}.union(*SPACES.values()) - set(AFFINE)))
 
 
 @cache
@@ -80,16 +81,19 @@ def draw(
     epoch: torch.Tensor,
     index: torch.Tensor,
     size: tuple[int, int],
+    *,
+    counted: bool = True,
 ) -> list[dict[str, Any]]:
     """Return what `apply` does to B images: one entry a round, images sorted by operation.
 
     policy: `randaugment` (`num_ops` operations of magnitude `level`), `trivialaugment` or
         `autoaugment` (CIFAR-10's policy).
     epoch, index: int64 [B] on the host. size: (height, width) in px.
+    counted: whether entries hold `counts`; without them they have one structure for every batch.
 
     An entry: counts, ((operation, number of images), ...); order, int64 [B], the images in that
-    order; amount, float32 [B, 2], the magnitude and what it lacks of one; theta, float32 [B, 2, 3],
-    the affine maps.
+    order; operation, int64 [B], the place in OPERATIONS of each one's operation; amount, float32
+    [B, 2], the magnitude and what it lacks of one; theta, float32 [B, 2, 3], the affine maps.
     """
     names, values = np.array(list(SPACES[policy])), magnitudes(policy, *size)
     signed = np.array([has_sign for _, has_sign in SPACES[policy].values()])
@@ -97,7 +101,10 @@ def draw(
     rounds = []
     for operation, magnitude_bin, negative in zip(*choices, strict=True):
         sign = np.where(signed[operation] & negative, -1, 1)
-        rounds.append(group(names[operation], values[operation, magnitude_bin] * sign, size))
+        plan = group(names[operation], values[operation, magnitude_bin] * sign, size)
+        if not counted:
+            del plan["counts"]
+        rounds.append(plan)
     return rounds
 
 
@@ -116,6 +123,7 @@ def group(kinds: np.ndarray, magnitude: np.ndarray, size: tuple[int, int]) -> di
     return {
         "counts": tuple((str(name), len(list(same))) for name, same in groupby(function)),
         "order": torch.from_numpy(order),
+        "operation": torch.from_numpy(np.searchsorted(OPERATIONS, function)),
         "amount": torch.from_numpy(np.stack([amount, 1 - amount], 1).astype(np.float32)),
         "theta": torch.from_numpy(_theta(kinds, magnitude, size)),
     }
@@ -156,6 +164,9 @@ def apply(images: torch.Tensor, rounds: list[dict[str, Any]]) -> torch.Tensor:
     """
     images = images.clone()
     for plan in rounds:
+        if "counts" not in plan:
+            images = _run_all_operations(images, plan)
+            continue
         start = 0
         for name, count in plan["counts"]:
             here, start = slice(start, start + count), start + count
@@ -166,6 +177,24 @@ def apply(images: torch.Tensor, rounds: list[dict[str, Any]]) -> torch.Tensor:
                     0, rows, _operate(name, images[rows], amount, rest, plan["theta"][here])
                 )
     return images
+
+
+def _run_all_operations(images: torch.Tensor, plan: dict[str, Any]) -> torch.Tensor:
+    """Return uint8 [B, 3, H, W] after one round: every operation runs on all images, and its result
+    stays where it was drawn.
+
+    It is more work than an operation for its own images, but the same for every batch, so that a
+    GPU can do it in a few kernels.
+    """
+    sorted_images = images[plan["order"]]
+    amount, rest = plan["amount"].T[..., None, None, None]
+    results = sorted_images
+    for place, name in enumerate(OPERATIONS):
+        if name != "Identity":
+            changed = _operate(str(name), sorted_images, amount, rest, plan["theta"])
+            is_drawn = (plan["operation"] == place)[:, None, None, None]
+            results = torch.where(is_drawn, changed, results)
+    return torch.empty_like(images).index_copy_(0, plan["order"], results)
 
 
 def _operate(

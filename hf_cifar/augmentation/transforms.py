@@ -10,6 +10,7 @@ Every random number is a function of seed, epoch and sample index (`counter_rng`
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -21,6 +22,8 @@ from hf_cifar.augmentation.counter_rng import ERASING, uniform
 # Random erasing: the box's share of the area, and its height divided by its width (torchvision's
 # defaults; Zhong et al. 2020 go up to 0.4).
 ERASED, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
+_PROBE = (torch.arange(2 * 3 * 40 * 48) * 73 % 251).to(torch.uint8).reshape(2, 3, 40, 48)
+log = logging.getLogger(__name__)
 
 
 def _kernel(x: torch.Tensor, bicubic: bool) -> torch.Tensor:
@@ -109,14 +112,26 @@ class Transforms:
         """Return whether the processor's inner step gives for a batch what its call gives image by
         image, on a probe.
         """
-        probe = (torch.arange(2 * 3 * 40 * 48) * 73 % 251).to(torch.uint8).reshape(2, 3, 40, 48)
         try:
-            return torch.equal(
-                self._batch(probe),
-                self.processor(images=probe, return_tensors="pt")["pixel_values"],
-            )
+            one_by_one = self.processor(images=_PROBE, return_tensors="pt")["pixel_values"]
+            return torch.equal(self._batch(_PROBE), one_by_one)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
             return False
+
+    def check_device(self, device: torch.device) -> None:
+        """Warn where the processor's resize on `device` differs from that on the CPU, which
+        `pipeline` uses, by more than rounding: one step of 255.
+        """
+        on_cpu = self._process(_PROBE)
+        there = self._process(_PROBE.to(device)).to(on_cpu.device)
+        one_step = 1 / (255 * min(getattr(self.processor, "image_std", None) or [1.0]))
+        if bool((there - on_cpu).abs().max() > 1.01 * one_step):
+            log.warning(
+                "%s: images resized on %s differ from those resized on the CPU, so `pipeline` on a"
+                " CPU may give other answers",
+                type(self.processor).__name__,
+                device.type,
+            )
 
     def _batch(self, images: torch.Tensor, **changes: Any) -> torch.Tensor:
         """Return the processor's result for a batch, by its inner step.
@@ -180,13 +195,21 @@ class Transforms:
         )
 
     def draw_policy(
-        self, epoch: torch.Tensor, index: torch.Tensor, size: tuple[int, int]
+        self,
+        epoch: torch.Tensor,
+        index: torch.Tensor,
+        size: tuple[int, int],
+        *,
+        counted: bool = True,
     ) -> list[dict[str, Any]]:
         """Return what `auto_augment` does to B images of `size`, (height, width) in px.
 
-        It is drawn on the host, where epoch and index, int64 [B], lie.
+        It is drawn on the host, where epoch and index, int64 [B], lie. counted: see
+        `auto_augment.draw`.
         """
-        return auto_augment.draw(*self.policy, self.seed, epoch, index, size) if self.policy else []
+        if not self.policy:
+            return []
+        return auto_augment.draw(*self.policy, self.seed, epoch, index, size, counted=counted)
 
     def augment(
         self,

@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from hf_cifar.augmentation import mixing
+from hf_cifar.augmentation.fused import Fused
 from hf_cifar.augmentation.transforms import Transforms
 from hf_cifar.data.image_store import ImageStore
 from hf_cifar.data.splits import Split
@@ -55,6 +56,7 @@ class ImageBatches(torch.utils.data.Dataset):
     mirrored: mirror every image, for flip averaging.
     views: augment epoch e as epoch e modulo `views`; None: each epoch anew.
     resized_inputs: further arguments of the model for batches that are not `image_size` wide.
+    fuse: compile what training does to a batch on the device.
     """
 
     def __init__(
@@ -68,11 +70,13 @@ class ImageBatches(torch.utils.data.Dataset):
         mirrored: bool = False,
         views: int | None = None,
         resized_inputs: dict[str, Any] | None = None,
+        fuse: bool = False,
     ) -> None:
         self.split, self.transforms, self.training = split, transforms, training
         self.resident, self.channels_last, self.mirrored = resident, channels_last, mirrored
         self.views, self.resized_inputs = views, resized_inputs or {}
         self.mixes = training and bool(transforms.mixup or transforms.cutmix)
+        self.fused = Fused(self._finish) if training and fuse else None
 
     @property
     def labels(self) -> np.ndarray:
@@ -87,8 +91,7 @@ class ImageBatches(torch.utils.data.Dataset):
 
         rows, int64 [B]: rows of the resident table.
         images, uint8 [B, 3, H, W].
-        squares [B, 3, S, S]: images of several sizes, already augmented (float32) or resized
-        (uint8).
+        squares, uint8 [B, 3, S, S]: images of several sizes, already augmented or resized.
 
         In training with mixup or cutmix, all but labels also hold, after the B images, the B images
         that they are mixed with; partners, int64 [B], are the labels of those, and mixing is the
@@ -129,14 +132,16 @@ class ImageBatches(torch.utils.data.Dataset):
         for i, image in enumerate(images):
             counter = batch["epoch"][i : i + 1], batch["index"][i : i + 1]
             rounds = transforms.draw_policy(*counter, (image.shape[-2], image.shape[-1]))
-            squares.append(transforms.augment(image[None], *counter, rounds, size)[0])
+            square = transforms.augment(image[None], *counter, rounds, size)[0]
+            squares.append(square.round_().to(torch.uint8))  # a quarter of the bytes to ship
         return batch | {"squares": torch.stack(squares)}
 
     def _policy(self, batch: dict[str, Any], height: int, width: int) -> dict[str, Any]:
         """Return {policy: ...} for images of this size, or nothing without `auto_augment`."""
         if not self.training:
             return {}
-        rounds = self.transforms.draw_policy(batch["epoch"], batch["index"], (height, width))
+        counter, counted = (batch["epoch"], batch["index"]), self.fused is None
+        rounds = self.transforms.draw_policy(*counter, (height, width), counted=counted)
         return {"policy": rounds} if rounds else {}
 
     def model_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -145,9 +150,21 @@ class ImageBatches(torch.utils.data.Dataset):
         pixel_values: float32 [B, 3, S, S]. labels: int64 [B], or float32 [B, C], shares that sum to
         one, where images are mixed. `resized_inputs` come with images of another size.
         """
-        transforms = self.transforms
         batch = send_to_device(batch, device, non_blocking=True)
-        labels, counter = batch["labels"], (batch["epoch"], batch["index"])
+        size = batch.pop("size", None)
+        if self.resident is not None:
+            batch["resident"] = self.resident
+        pixels, labels = (self.fused or self._finish)(batch, size)
+        resized = pixels.shape[-1] != self.transforms.image_size
+        return {"pixel_values": pixels, "labels": labels} | (self.resized_inputs if resized else {})
+
+    def _finish(self, batch: dict[str, Any], size: int | None) -> tuple[torch.Tensor, ...]:
+        """Return the model's images and labels for a batch on its device.
+
+        size: side in px, where it is not `image_size`.
+        """
+        transforms, labels = self.transforms, batch["labels"]
+        counter = batch["epoch"], batch["index"]
         if "squares" in batch:
             pixels = (
                 transforms.finish(batch["squares"], *counter)
@@ -155,9 +172,9 @@ class ImageBatches(torch.utils.data.Dataset):
                 else transforms.normalize(batch["squares"])
             )
         else:
-            images = batch["images"] if self.resident is None else self.resident[batch["rows"]]
+            images = batch["resident"][batch["rows"]] if "rows" in batch else batch["images"]
             if self.training:
-                pixels = transforms.train(images, *counter, batch.get("policy"), batch.get("size"))
+                pixels = transforms.train(images, *counter, batch.get("policy"), size)
             else:
                 pixels = transforms.evaluate(images)
         if self.mixes:
@@ -169,8 +186,7 @@ class ImageBatches(torch.utils.data.Dataset):
             pixels = pixels.flip(-1)
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        resized = pixels.shape[-1] != transforms.image_size
-        return {"pixel_values": pixels, "labels": labels} | (self.resized_inputs if resized else {})
+        return pixels, labels
 
 
 def whole_batch(batch: Any) -> Any:

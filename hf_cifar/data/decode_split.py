@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ import PIL.Image
 
 from hf_cifar.data.decode import BadImage, DeepImage, open_image, reason, to_rgb
 from hf_cifar.data.deep_pixels import PixelRange, is_deep
+from hf_cifar.distributed import usable_cores
 from hf_cifar.errors import UserError
 
 T = TypeVar("T")
@@ -113,9 +113,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
     Few results wait at a time, so memory stays flat.
     """
-    threads = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    threads = usable_cores()
     with no_bomb_warnings(), ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[R]] = deque()
         try:

@@ -106,6 +106,8 @@ class ImageFiles:
 
     size = None
     pixels = None
+    # A batch must not take another way because its pictures happen to have one size.
+    mixed_sizes = True
 
     def __init__(
         self,
@@ -122,6 +124,7 @@ class ImageFiles:
         self._pixel_range = pixel_range
         self.labels, self.label_names = labels, label_names
         self.fingerprint, self.bad = fingerprint, bad
+        self.mixed_sizes = bool((looks["size"] != looks["size"][:1]).any())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -147,11 +150,12 @@ class ImageFiles:
             ) from None
 
     def batch(self, rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
-        """Return uint8 [B, 3, H, W], or a list of uint8 [3, H, W] where sizes differ."""
+        """Return uint8 [B, 3, H, W], or a list of uint8 [3, H, W] where sizes differ in a split."""
         import torch
 
         images = [self.read(int(row)) for row in rows]
-        return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+        one_size = not self.mixed_sizes and len({image.shape for image in images}) == 1
+        return torch.stack(images) if one_size else images
 
     def picture(self, row: int) -> np.ndarray:
         """Return one picture as uint8 [H, W, 3], RGB."""

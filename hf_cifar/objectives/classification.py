@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from hf_cifar.data.load import check_classes, load_data
+from hf_cifar.distributed import cores_for_each_process
 from hf_cifar.evaluation.calibration import apply_temperature, fit_temperature
 from hf_cifar.evaluation.metrics import classification_metrics, trainer_metrics
 from hf_cifar.models.config import write_pixel_range
@@ -63,7 +63,7 @@ class Classification(Objective):
     def workers(self) -> int:
         if self.data.train.images.size is not None:
             return 0
-        workers = min(8, os.cpu_count() or 1)
+        workers = min(8, cores_for_each_process())
         log.info("images of many sizes: decoded by %d workers", workers)
         return workers
 

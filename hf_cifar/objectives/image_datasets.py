@@ -11,6 +11,7 @@ from hf_cifar.augmentation.transforms import make_transforms
 from hf_cifar.data.batches import BatchDataset, ImageBatches, resident_pixels
 from hf_cifar.data.load import Data
 from hf_cifar.data.splits import Split
+from hf_cifar.distributed import world_size
 from hf_cifar.models.image_size import check_schedule
 from hf_cifar.models.load import Backbone
 from hf_cifar.objectives.base import Datasets
@@ -19,6 +20,8 @@ from hf_cifar.recipe.recipe import Recipe
 CLEAN_TRAIN_SAMPLES = (
     2000  # most images of train that are scored, to tell learning from overfitting
 )
+# Compiling the augmentation takes ten seconds or so, and saves a GPU about a millisecond a batch.
+FUSE_FROM_BATCHES = 5_000
 FLIPPED = "test_flipped"  # the evaluation dataset of mirrored test images
 
 
@@ -38,6 +41,8 @@ def image_datasets(
     that the model can't take.
     """
     transforms = make_transforms(recipe, backbone)
+    if device.type == "cuda":
+        transforms.check_device(device)
     resident: dict[int, torch.Tensor | None] = {}  # splits that were cut from one table share it
     resized_inputs: dict[str, Any] = {}
     if recipe.image_size_schedule:
@@ -57,6 +62,7 @@ def image_datasets(
             mirrored=mirrored,
             views=views if split is data.train else None,
             resized_inputs=resized_inputs if training else {},
+            fuse=training and _fusing_pays(recipe, device, len(split)),
         )
 
     evaluation: dict[str, BatchDataset] = {}
@@ -71,3 +77,17 @@ def image_datasets(
     if recipe.tta == "flip" and data.test is not None:
         evaluation[FLIPPED] = batches(data.test, mirrored=True)
     return Datasets(batches(data.train, training=views != 1), evaluation)
+
+
+def _fusing_pays(recipe: Recipe, device: torch.device, images: int) -> bool:
+    """Return whether to compile what training does to a batch: on a GPU, in a long run.
+
+    Not under `full_determinism`: a run that is resumed where there is no compiler would differ.
+    """
+    training = recipe.training
+    if device.type != "cuda" or training.get("full_determinism"):
+        return False
+    batches = training["num_train_epochs"] * images / training["per_device_train_batch_size"]
+    if training["max_steps"] > 0:
+        batches = training["max_steps"] * training["gradient_accumulation_steps"]
+    return batches / world_size() >= FUSE_FROM_BATCHES

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from hf_cifar.distributed import usable_cores
+
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -29,12 +31,11 @@ LIBRARIES = (
 
 def hardware_facts(device: torch.device, processes: int) -> dict[str, Any]:
     """Return device, count, cpu, cores and memory_bytes: names of products, none of the machine."""
-    affinity = hasattr(os, "sched_getaffinity")
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "count": processes,
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if affinity else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
 
