@@ -176,7 +176,7 @@ def _write_table(
                         f" {source.name(row)} {image.shape[2]} x {image.shape[1]})"
                     )
             if chunk.images:
-                pixels = np.stack(chunk.images)
+                pixels = np.ascontiguousarray(np.stack(chunk.images))
                 sha.update(records(pixels, labels[chunk.rows], classes))
                 file.write(pixels.data)
                 written += len(pixels)

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 
-from hf_cifar.data.batches import RESIDENT_SHARE, ImageBatches, resident_pixels
+from hf_cifar.data.batches import ImageBatches, resident_pixels
 from hf_cifar.data.image_store import ImageTable
 from hf_cifar.data.load import load_data
 from hf_cifar.errors import UserError
@@ -43,30 +43,6 @@ def test_device_is_the_table_where_there_is_no_gpu(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "hf_cifar"):
         assert resident_pixels(data.train.images, torch.device("cpu"), "device") is None
     assert "data_path is device, which here is the host (cpu)" in caplog.text
-
-
-@pytest.mark.parametrize("data_path", ["auto", "device", "table"])
-def test_what_fits_lies_on_the_gpu(data_path, tmp_path, monkeypatch, caplog):
-    """The choice alone: there is no GPU where this runs."""
-    images = loaded(tmp_path, "sample", "table").train.images
-    memory = images.pixels.nbytes / RESIDENT_SHARE
-    moved = []
-    monkeypatch.setattr(
-        torch.Tensor, "to", lambda self, device: moved.append((self.numpy(), device)) or self
-    )
-    for share, fits in ((0.99, True), (1.01, False)):
-        properties = type("Properties", (), {"total_memory": memory / share})
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, p=properties: p)
-        moved.clear()
-        with caplog.at_level(logging.INFO, "hf_cifar"):
-            found = resident_pixels(images, torch.device("cuda"), data_path)
-        want = data_path == "device" or (data_path == "auto" and fits)
-        assert (found is not None) == want == bool(moved)
-        assert all(
-            np.array_equal(pixels, images.pixels) and str(device) == "cuda"
-            for pixels, device in moved
-        )
-    assert ("batches are copied from the host" in caplog.text) == (data_path == "auto")
 
 
 def test_rows_of_a_resident_table_are_the_images(tmp_path):

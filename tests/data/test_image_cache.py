@@ -9,40 +9,22 @@ import warnings
 import numpy as np
 import PIL.Image
 import pytest
+from helpers.pictures import class_folders, loaded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.image_utils import load_image
 
-from hf_cifar.data import cache_entry, image_store
+from hf_cifar.data import image_store
 from hf_cifar.data.cache_entry import SplitRequest
 from hf_cifar.data.image_cache import load_images
 from hf_cifar.data.image_store import ImageFiles, ImageTable
-from hf_cifar.data.load import load_data
 from hf_cifar.errors import UserError
-from hf_cifar.recipe.recipe import Recipe
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_CIFAR_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def train(folder, **keys):
-    keys = {"validation_fraction": 0.0, "test_fraction": 0.0} | keys
-    return load_data(Recipe(dataset_name=str(folder), **keys))
-
-
-def class_folders(root, sizes=((8, 6),), per_class=6, classes=("cat", "dog")):
-    """CLASS/i.png of random pixels; sizes (width, height) in turn."""
-    random = np.random.default_rng(0)
-    for name in classes:
-        (root / name).mkdir(parents=True)
-        for i in range(per_class):
-            width, height = sizes[i % len(sizes)]
-            pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            PIL.Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
 
 
 def odd_modes(folder, size):
@@ -68,8 +50,8 @@ def odd_modes(folder, size):
 
 
 def test_table_holds_the_pixels_and_their_fingerprint(tmp_path):
-    folder = class_folders(tmp_path / "data", classes=[f"c{i:03}" for i in range(3)])
-    images = train(folder).train.images
+    folder = class_folders(tmp_path / "data", classes=("c000", "c001", "c002"))
+    images = loaded(folder).train.images
     assert isinstance(images, ImageTable) and images.size == (6, 8) and len(images) == 18
     files = sorted(folder.glob("*/*.png"))
     expected = np.stack([np.asarray(load_image(str(file))).transpose(2, 0, 1) for file in files])
@@ -101,7 +83,7 @@ def test_batch_is_one_gather_in_the_order_asked(rows):
 @pytest.mark.parametrize("harm", ["truncate", "remove", "overwrite"])
 def test_a_damaged_cache_entry_is_rebuilt(tmp_path, own_cache, name, harm):
     folder = class_folders(tmp_path / "data")
-    good = train(folder).train.images
+    good = loaded(folder).train.images
     expected, fingerprint = good.pixels.copy(), good.fingerprint
     (path,) = own_cache.glob(f"*/{name}")
     if harm == "truncate":
@@ -110,7 +92,7 @@ def test_a_damaged_cache_entry_is_rebuilt(tmp_path, own_cache, name, harm):
         path.unlink()
     else:
         path.write_bytes(b"\0" * (path.stat().st_size))
-    data = train(folder)
+    data = loaded(folder)
     again = data.train.images
     assert "decoded in" in data.messages[0]
     assert np.array_equal(again.pixels, expected) and again.fingerprint == fingerprint
@@ -140,9 +122,9 @@ def test_an_altered_pixel_is_found(tmp_path, own_cache):
 
 def test_changed_files_replace_their_entry(tmp_path, own_cache):
     folder = class_folders(tmp_path / "data")
-    old = train(folder).fingerprint
+    old = loaded(folder).fingerprint
     PIL.Image.new("RGB", (8, 6), "red").save(folder / "cat" / "0.png")
-    new = train(folder)
+    new = loaded(folder)
     assert new.fingerprint != old
     assert np.array_equal(new.train.images.pixels[0, :, 0, 0], [255, 0, 0])
     assert len(list(own_cache.glob("*/meta.json"))) == 1
@@ -150,12 +132,12 @@ def test_changed_files_replace_their_entry(tmp_path, own_cache):
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path, own_cache):
     folder = class_folders(tmp_path / "data")
-    train(folder)
+    loaded(folder)
     (entry,) = (path for path in own_cache.iterdir() if path.is_dir())
     left = own_cache / f"{entry.name}.12345.partial"
     left.mkdir()
     (entry / "meta.json").unlink()
-    train(folder)
+    loaded(folder)
     assert not left.exists()
 
 
@@ -169,7 +151,7 @@ def test_every_mode_is_read_as_pipeline_reads_it(tmp_path):
             warnings.simplefilter("error")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-            data = train(tmp_path / root)
+            data = loaded(tmp_path / root)
         images = data.train.images
         assert isinstance(images, ImageTable if root == "same" else ImageFiles)
         for row, file in enumerate(
@@ -184,22 +166,22 @@ def test_every_mode_is_read_as_pipeline_reads_it(tmp_path):
 
 def test_mixed_sizes_are_decoded_on_demand(tmp_path):
     folder = class_folders(tmp_path / "data", sizes=((8, 6), (5, 7)))
-    first = train(folder)
+    first = loaded(folder)
     images = first.train.images
     assert isinstance(images, ImageFiles) and images.size is None and len(images) == 12
     assert "sizes differ" in first.messages[0] and "cat/1.png" in first.messages[0]
-    again = train(folder)
+    again = loaded(folder)
     assert "checked before" in again.messages[0]
     assert [tuple(images.read(row).shape) for row in range(2)] == [(3, 6, 8), (3, 7, 5)]
     assert again.fingerprint == first.fingerprint
     with pytest.raises(UserError, match=r"data_path is table.*sizes differ"):
-        train(folder, data_path="table")
+        loaded(folder, data_path="table")
 
 
 def test_the_table_and_the_workers_give_the_same(tmp_path):
     tabled, files = (
-        train("sample", data_path="table").train,
-        train("sample", data_path="workers").train,
+        loaded("sample", data_path="table").train,
+        loaded("sample", data_path="workers").train,
     )
     assert isinstance(tabled.images, ImageTable) and isinstance(files.images, ImageFiles)
     assert np.array_equal(tabled.labels, files.labels)
@@ -212,15 +194,6 @@ def test_the_table_and_the_workers_give_the_same(tmp_path):
     images = pickle.loads(pickle.dumps(files.images))  # as a spawned worker gets it
     assert (images.read(5) == files.images.read(5)).all()
     assert len(pickle.dumps(files.images)) < 100_000  # the images stay on the disk
-
-
-def test_beyond_the_limit_images_stay_encoded_until_it_is_raised(tmp_path, monkeypatch):
-    folder = class_folders(tmp_path / "data")
-    with monkeypatch.context() as patch:
-        patch.setattr(cache_entry, "TABLE_LIMIT", 12 * 3 * 8 * 6 - 1)
-        data = train(folder)
-        assert isinstance(data.train.images, ImageFiles) and "the limit here is" in data.messages[0]
-    assert isinstance(train(folder).train.images, ImageTable)
 
 
 def truncated(path):
@@ -258,9 +231,9 @@ def test_a_bad_image_is_named_or_left_out(tmp_path, harm, sizes):
         with pytest.raises(
             UserError, match=r"dog/3\.png cannot be read as an image .*on_bad_image: skip"
         ) as error:
-            train(folder)
+            loaded(folder)
         assert "\n" not in str(error.value)
-        data = train(folder, on_bad_image="skip")
+        data = loaded(folder, on_bad_image="skip")
     images = data.train.images
     assert images.bad == ["dog/3.png"] and "1 bad images left out (dog/3.png)" in data.messages[0]
     assert np.bincount(images.labels).tolist() == [6, 5]
@@ -270,7 +243,7 @@ def test_a_bad_image_is_named_or_left_out(tmp_path, harm, sizes):
     with pytest.raises(
         UserError, match=r"dog/3\.png"
     ):  # the cache of the tolerant run is not the strict run's excuse
-        train(folder)
+        loaded(folder)
 
 
 def test_a_truncated_jpeg_among_mixed_sizes_is_found_at_the_start(tmp_path):
@@ -280,12 +253,12 @@ def test_a_truncated_jpeg_among_mixed_sizes_is_found_at_the_start(tmp_path):
     PIL.Image.fromarray(noise).save(file, "JPEG")
     (folder / "cat" / "late.jpg").write_bytes(file.getvalue()[: len(file.getvalue()) // 2])
     with pytest.raises(UserError, match=r"cat/late\.jpg"):
-        train(folder)
+        loaded(folder)
 
 
 def test_an_image_that_goes_bad_later_is_named(tmp_path):
     folder = class_folders(tmp_path / "data", sizes=((8, 6), (5, 7)))
-    images = train(folder).train.images
+    images = loaded(folder).train.images
     (folder / "cat" / "1.png").unlink()
     with pytest.raises(UserError, match=r"cat/1\.png cannot be read any more"):
         images.read(1)
@@ -296,19 +269,29 @@ def test_nothing_but_bad_images(tmp_path):
     for file in folder.glob("*/*.png"):
         empty(file)
     with pytest.raises(UserError, match="none of the 2 images can be read"):
-        train(folder, on_bad_image="skip")
+        loaded(folder, on_bad_image="skip")
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HF_CIFAR_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(UserError, match="set HF_CIFAR_CACHE"):
-        train(class_folders(tmp_path / "data"))
+        loaded(class_folders(tmp_path / "data"))
 
 
 def test_time_of_a_warm_start_does_not_grow_with_the_pixels(tmp_path):
-    train("sample")
+    loaded("sample")
     begun = time.perf_counter()
     for _ in range(5):
-        train("sample")
+        loaded("sample")
     assert (time.perf_counter() - begun) / 5 < 0.5
+
+
+def test_an_entry_knows_what_it_cost_to_build(tmp_path):
+    folder = class_folders(tmp_path / "data")
+    cold, warm = loaded(folder), loaded(folder)
+    assert 0 < cold.build_seconds <= cold.seconds
+    assert warm.build_seconds == cold.build_seconds  # what it would take from nothing
+    both = class_folders(tmp_path / "two" / "train"), class_folders(tmp_path / "two" / "test")
+    data = loaded(both[0].parent)
+    assert 0 < data.build_seconds <= data.seconds

@@ -7,16 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
 from helpers.decoding import count_decoded
-
-from hf_cifar.data.load import load_data
-from hf_cifar.recipe.recipe import Recipe
+from helpers.pictures import class_folders, loaded
 
 START = """
 import json, sys, time
-import pytest
 from hf_cifar.data.load import load_data
 from hf_cifar.recipe.recipe import Recipe
 start = time.perf_counter()
@@ -35,18 +31,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_CIFAR_CACHE", str(tmp_path / "cache"))
 
 
-def class_folders(root: Path, sizes: tuple[tuple[int, int], ...], per_class: int = 6) -> Path:
-    """CLASS/i.png of random pixels; sizes (width, height) in turn."""
-    random = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (root / name).mkdir(parents=True)
-        for i in range(per_class):
-            width, height = sizes[i % len(sizes)]
-            pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            PIL.Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
-
-
 def start(folder: Path | str) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", START, str(folder)]
@@ -55,11 +39,10 @@ def start(folder: Path | str) -> subprocess.Popen:
 
 def test_each_picture_is_decoded_once_and_a_second_start_decodes_nothing(tmp_path, monkeypatch):
     decoded = count_decoded(monkeypatch)
-    folder = class_folders(tmp_path / "data", ((8, 6),))
-    recipe = Recipe(dataset_name=str(folder), validation_fraction=0.0, test_fraction=0.0)
-    first = load_data(recipe)
+    folder = class_folders(tmp_path / "data")
+    first = loaded(folder)
     assert decoded == ["decode_split"] * 12
-    second = load_data(recipe)
+    second = loaded(folder)
     assert len(decoded) == 12
     assert "mapped from the cache" in second.messages[0] and "decoded in" in first.messages[0]
     assert second.fingerprint == first.fingerprint
@@ -67,24 +50,23 @@ def test_each_picture_is_decoded_once_and_a_second_start_decodes_nothing(tmp_pat
 
 def test_pictures_of_many_sizes_are_checked_once_and_decoded_when_asked_for(tmp_path, monkeypatch):
     folder = class_folders(tmp_path / "data", ((8, 6), (5, 7)))
-    recipe = Recipe(dataset_name=str(folder), validation_fraction=0.0, test_fraction=0.0)
-    images = load_data(recipe).train.images
+    images = loaded(folder).train.images
     decoded = count_decoded(monkeypatch)
-    load_data(recipe)
+    loaded(folder)
     assert decoded == []
     images.batch(np.array([0, 1, 2]))
     assert decoded == ["image_store"] * 3
 
 
 def test_a_warm_start_of_the_sample_is_quick_and_imports_nothing_heavy():
-    load_data(Recipe(dataset_name="sample", test_fraction=0.0))
+    loaded("sample")
     decoded, seconds, heavy = json.loads(start("sample").communicate()[0])
     assert not decoded and heavy == []
     assert seconds < 1
 
 
 def test_processes_that_start_together_decode_once(tmp_path):
-    folder = class_folders(tmp_path / "data", ((8, 6),), per_class=100)
+    folder = class_folders(tmp_path / "data", per_class=100)
     processes = [start(folder) for _ in range(3)]
     decoded = [json.loads(process.communicate()[0])[0] for process in processes]
     assert sorted(decoded) == [False, False, True]
