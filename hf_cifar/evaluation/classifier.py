@@ -59,8 +59,8 @@ def load_classifier(name: str) -> Classifier:
             f" config.json names {len(labels)} classes"
         )
     model = model.requires_grad_(False).to(device)
-    transforms, pixel_range = Transforms(processor, side), read_pixel_range(config)
-    return Classifier(files, model, transforms, labels, pixel_range, device)
+    pixel_range = read_pixel_range(config, f"{files.name}: config.json")
+    return Classifier(files, model, Transforms(processor, side), labels, pixel_range, device)
 
 
 @torch.inference_mode()

@@ -87,6 +87,12 @@ def write_pixel_range(config: Any, pixel_range: PixelRange | None) -> None:
         config.deep_pixels = pixel_range.to_config()
 
 
-def read_pixel_range(config: Any) -> PixelRange | None:
-    """Return what `write_pixel_range` wrote into a config. Raises UserError for another value."""
-    return PixelRange.from_config(getattr(config, "deep_pixels", None))
+def read_pixel_range(config: Any, where: str) -> PixelRange | None:
+    """Return what `write_pixel_range` wrote into a config.
+
+    Raises UserError, which begins with `where`, for another value.
+    """
+    try:
+        return PixelRange.from_config(getattr(config, "deep_pixels", None))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

@@ -297,11 +297,11 @@ DAMAGE = {
     "an average in words": processor(image_mean="grey"),
     "a deviation of nothing": processor(image_std=[0, 0, 0]),
     "a crop of 60,000 px": processor(crop_size=60_000, do_center_crop=True),
+    "a range of pixels in words": config(deep_pixels="all"),
+    "a range of pixels that is not finite": config(deep_pixels=[0, NAN]),
 }
-# What `train` needs not refuse: it sets the size of pictures and the labels itself.
-TRAINABLE = {
-    "a crop of 60,000 px",
-}
+# What `train` need not refuse: its own recipe says how deep pictures are converted.
+TRAINABLE = {"a range of pixels in words", "a range of pixels that is not finite"}
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
