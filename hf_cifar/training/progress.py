@@ -123,7 +123,7 @@ class ProgressBar(ProgressCallback):
         if self.training_bar is None or not logs:
             return
         if "eval_loss" in logs:
-            self.training_bar.write(_evaluation_text(state, logs))
+            self.training_bar.write(_evaluation_text(state, logs), file=sys.stderr)
         elif "loss" in logs:
             steps_per_second = self.training_bar.format_dict.get("rate") or 0.0
             rate = steps_per_second * self.speed.images_per_step
