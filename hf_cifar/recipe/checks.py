@@ -37,6 +37,9 @@ def check_keys_together(recipe: Recipe, where: str) -> None:
         raise UserError(
             f"{where}: dataloader_num_workers: `data_path: device` needs no workers; set 0"
         )
+    for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+        if training.get(name) and not training["dataloader_num_workers"]:
+            raise UserError(f"{where}: {name}: needs dataloader_num_workers above 0; set it")
     if training.get("auto_find_batch_size") and recipe.scale_learning_rate != "none":
         raise UserError(
             f"{where}: scale_learning_rate: needs a batch size that is known, but"

@@ -346,6 +346,7 @@ TRAINING_TYPES: dict[str, Any] = {
     "logging_steps": NotNegative,
     "eval_accumulation_steps": Count | None,
     "dataloader_num_workers": Annotated[int, Ge(0)] | None,
+    "dataloader_multiprocessing_context": Literal["fork", "spawn", "forkserver"] | None,
     "save_total_limit": Count | None,
     "seed": Annotated[int, Ge(0), Le(2**32 - 1)],
     "data_seed": Annotated[int, Ge(0), Le(2**32 - 1)] | None,

@@ -59,12 +59,10 @@ class Recipe(RunKeys, MethodKeys, ObjectiveKeys, TransformKeys, DataKeys, ModelK
     def public(self) -> Recipe:
         """Return a copy that shows no path of this machine: of a folder only its name remains."""
         copy = dataclasses.replace(self, training=dict(self.training))
-        copy.model_name_or_path = public_name(copy.model_name_or_path)
-        copy.dataset_name = public_name(copy.dataset_name)
-        copy.exclude = public_name(copy.exclude) if copy.exclude else None
-        for name in PATHS & self.training.keys():
-            if isinstance(value := self.training[name], str):
-                copy.training[name] = public_name(value)
+        for name in PATHS:
+            values = copy.training if name in copy.training else vars(copy)
+            if isinstance(value := values.get(name), str):
+                values[name] = public_name(value)
         copy.training["output_dir"] = f"runs/{self.output_dir.name}"
         return copy
 

@@ -158,6 +158,7 @@ def test_a_token_is_refused_without_being_repeated(tmp_path):
         ("deep_pixels: [99, 1]", "deep_pixels: must be [low, high]"),
         ("deep_pixels: [50]", "deep_pixels: must be [low, high]"),
         ("push_to_hub: true", "hub_model_id"),
+        ("dataloader_persistent_workers: true", "dataloader_num_workers above 0"),
         ("data_path: device\ndataloader_num_workers: 2", "dataloader_num_workers"),
         ("unfreeze_groups: [norms]", "only with `method: partial`"),
         ("method: partial\nunfreeze_blocks: 0", "which is `method: linear`"),
@@ -280,6 +281,7 @@ SAMPLES = {  # a value for each own key, as typed and as meant
     "data_path": ("table", "table"),
     "deep_pixels": ("[1.0, 99.0]", [1.0, 99.0]),
     "drop_test_duplicates": ("true", True),
+    "exclude": ("audit.parquet", "audit.parquet"),
     "random_resized_crop_scale": ("null", None),
     "random_resized_crop_ratio": ("1,1", [1.0, 1.0]),
     "horizontal_flip": ("0", 0.0),
@@ -408,6 +410,7 @@ def fit_adaptation(values):
         values["unfreeze_every"] = 0.5
 
 
+FITTED = ("output_dir", "dataloader_multiprocessing_context")  # not at random
 NO_WORKERS = ("dataloader_num_workers", "device")
 
 
@@ -439,7 +442,7 @@ def recipes(draw):
         ]
     fit_adaptation(values)
     for name, hint in TRAINING_TYPES.items():
-        if name == "output_dir" or (name, values.get("data_path")) == NO_WORKERS:
+        if name in FITTED or (name, values.get("data_path")) == NO_WORKERS:
             continue
         if draw(st.booleans()):
             values[name] = draw(values_of(hint))

@@ -10,6 +10,7 @@ from helpers.runs import write_recipe
 
 from hf_cifar.cli import main
 from hf_cifar.errors import UserError
+from hf_cifar.recipe.fields import PATHS
 from hf_cifar.recipe.load import find_recipe, load_recipe
 from hf_cifar.recipe.recipe import recipe_names
 
@@ -96,6 +97,10 @@ def test_ends_in_one_line(kind, tmp_path, monkeypatch, capsys):
         {"ddp_backend": "no_such_backend"},
         {"log_level": "no_such_level"},
         {"neftune_noise_alpha": 0.1},
+        {"prediction_loss_only": True},
+        {"eval_accumulation_steps": 0},
+        {"dataloader_persistent_workers": True},
+        {"dataloader_multiprocessing_context": "no_such_context"},
         {"data_seed": 2**40},
     ],
     ids=str,
@@ -109,10 +114,7 @@ def test_settings_of_the_trainer_end_in_one_line(keys, tmp_path, tiny, capsys):
     assert not (run / "metrics.json").exists()
 
 
-HOME_KEYS = ("output_dir", "dataset_name", "model_name_or_path", "fsdp_config", "deepspeed")
-
-
-@pytest.mark.parametrize("key", HOME_KEYS)
+@pytest.mark.parametrize("key", sorted(PATHS))
 def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(key, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     recipe = tmp_path / "recipe.yaml"
