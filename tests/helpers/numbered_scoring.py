@@ -74,7 +74,7 @@ def score_numbers(folder: Path) -> dict[str, np.ndarray]:
         model=Echo(),
         args=arguments,
         train_dataset=Numbers(8),
-        compute_metrics=trainer_metrics(),
+        compute_metrics=trainer_metrics,
     )
     scores = {}
     for size in BATCH_SIZES:
