@@ -1,6 +1,4 @@
-"""An objective of one's own: regression, with other labels, another loss and another metric, trained
-by the trainer as it is.
-"""
+"""An objective of one's own: regression, with its labels, loss and metric; the trainer stays."""
 
 from __future__ import annotations
 
