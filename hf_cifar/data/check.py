@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_cifar.data.cifar10 import CLASSES, SHA256
 from hf_cifar.data.decode_split import EncodedImages, RawImages, decode_all
+from hf_cifar.data.deep_pixels import REMEDY
 from hf_cifar.data.image_store import check_labels, records
 from hf_cifar.data.sources.find import find_source
 from hf_cifar.errors import UserError
@@ -55,10 +56,11 @@ def _check_split(split: str, images: EncodedImages | RawImages, where: str) -> C
     check_labels(labels, names, where)
     sha, sizes = hashlib.sha256(), Counter[str]()
     good: list[int] = []
-    problems: list[str] = []
+    bad: list[str] = []
+    deep: list[str] = []
     for chunk in decode_all(images, 256):
-        problems += [f"{name} ({why})" for _, name, why in chunk.bad]
-        problems += [f"{name} ({error}; {error.remedy})" for name, error in chunk.refused]
+        bad += [f"{name} ({why})" for _, name, why in chunk.bad]
+        deep += [name for name, _ in chunk.refused]
         good += chunk.rows
         for row, image in zip(chunk.rows, chunk.images, strict=True):
             sizes[f"{image.shape[2]} x {image.shape[1]}"] += 1
@@ -75,8 +77,13 @@ def _check_split(split: str, images: EncodedImages | RawImages, where: str) -> C
         findings.append("images by class: " + ", ".join(by_class))
     if lacking:
         findings.append(f"no image of {', '.join(lacking)}")
-    if problems:
-        findings.append(f"{len(problems)} bad images: " + "; ".join(problems[:20]))
+    if bad:
+        findings.append(f"{len(bad)} bad images: " + "; ".join(bad[:20]))
+    if deep:
+        findings.append(
+            f"{len(deep)} images have more than 8 bits a channel ({', '.join(deep[:5])}"
+            f"{', ...' if len(deep) > 5 else ''}): {REMEDY}"
+        )
     expected = SHA256.get((split, len(labels))) if names == CLASSES else None
     same = expected in (None, sha.hexdigest())
     if expected:
@@ -84,5 +91,5 @@ def _check_split(split: str, images: EncodedImages | RawImages, where: str) -> C
         if not same:
             verdict = f"NOT CIFAR-10's content or order (sha256 {expected})"
         findings.insert(0, verdict)
-    ok = same and not problems and not lacking
+    ok = same and not bad and not deep and not lacking
     return Checked(split, len(labels), sha.hexdigest(), ok, "; ".join(findings))
