@@ -20,6 +20,10 @@ from hf_cifar.reporting.plot_style import needs_more_than_base_font
 from hf_cifar.reporting.plots import ADDED_PLOTS, PLOTS
 
 CONFUSED_PAIRS = 3  # shown
+WITHOUT_EFFECT = (
+    "output_dir",
+    "disable_tqdm",
+)  # keys of a recipe that its result doesn't depend on
 
 
 def card_context(
@@ -65,14 +69,12 @@ def card_context(
 
 
 def _recipe_changes(recipe: dict[str, Any]) -> str:
-    """Return the YAML of the keys that differ from their defaults; of `output_dir` nothing follows
-    for the result.
-    """
-    defaults = Recipe().to_dict() | {"output_dir": recipe.get("output_dir")}
+    """Return the YAML of the keys that differ from their defaults."""
+    defaults = Recipe().to_dict()
     changes = {
         name: value
         for name, value in recipe.items()
-        if name not in defaults or defaults[name] != value
+        if name not in WITHOUT_EFFECT and (name not in defaults or defaults[name] != value)
     }
     return write_yaml(changes) if changes else ""
 
