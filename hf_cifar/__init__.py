@@ -1,4 +1,4 @@
-"""A pretrained vision backbone to the top of CIFAR-10, inside the Hugging Face ecosystem.
+"""Fine-tune a pretrained vision backbone on CIFAR-10 or on your own pictures.
 
 >>> import hf_cifar
 >>> run = hf_cifar.train("quickstart", learning_rate=3e-3)  # doctest: +SKIP
@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 
 def train(recipe: str, *, fresh: bool = False, **overrides: Any) -> "Run":
-    """Train what a recipe says: a file or a packaged name, with any key overridden. See
-    `hf_cifar.runs.run.train`.
+    """Train a recipe, a file or the name of a packaged one, with any of its keys overridden.
+
+    Returns the finished run; see `hf_cifar.runs.run.train`.
     """
     from hf_cifar.runs.run import train as train_
 
