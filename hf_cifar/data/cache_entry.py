@@ -50,7 +50,7 @@ class SplitRequest:
 
     @functools.cached_property
     def state(self) -> str:
-        """What an entry must have been made from to be of use."""
+        """Digest of all that an entry for this request is built from."""
         return json_digest([FORMAT, PIL.__version__, repr(self.deep), self.source_state])
 
     @property

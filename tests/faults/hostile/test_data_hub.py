@@ -49,9 +49,8 @@ def silent():
 
 
 def test_nothing_answers(tmp_path, silent):
-    start_up = load(tmp_path, HF_HUB_OFFLINE="1")[0]
     seconds, output, log = load(tmp_path, HF_ENDPOINT=silent)
-    assert seconds - start_up < 12
+    assert seconds < 30  # with the start of Python and of the libraries
     assert "connecting to 127.0.0.1 ... (no answer after 3 s)" in log
     assert output.count("\n") == 1 and "no Hub is in reach, and it is not in the cache" in output
     assert "hf-cifar data fetch" in output and "dataset_name: sample" in output

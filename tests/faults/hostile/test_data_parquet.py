@@ -176,6 +176,7 @@ def peak(folder):
     return int(kilobytes) / 1e6, message
 
 
+@pytest.mark.slow
 def test_a_picture_of_half_a_gigabyte(tmp_path):
     rows = [{"bytes": bytes(500_000_000), "path": None}, {"bytes": encoded(noise(0)), "path": None}]
     options = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
