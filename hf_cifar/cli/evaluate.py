@@ -39,11 +39,20 @@ def add_parser(commands: Any) -> None:
         default="none",
         help="flip: average the answers to each image and its mirror image",
     )
+    command.add_argument(
+        "--strangers",
+        metavar="DATASET",
+        help="instead of accuracy, measure how well scores tell the test pictures from these, a"
+        " folder of pictures or a data set without any of the model's classes",
+    )
     command.add_argument("--json", action="store_true", help="write metrics as one JSON object")
 
 
 def run(args: argparse.Namespace) -> None:
     quiet_libraries()
+    if args.strangers:
+        _run_strangers(args)
+        return
     from hf_cifar.evaluation.evaluate import evaluate
 
     metrics = evaluate(
@@ -60,3 +69,16 @@ def run(args: argparse.Namespace) -> None:
             say(f"{name:<32}{value:.4f}")
     for label, value in metrics[f"{args.split}_per_class_accuracy"].items():
         say(f"  {visible(label):<30}{value:.4f}")
+
+
+def _run_strangers(args: argparse.Namespace) -> None:
+    from hf_cifar.evaluation.strangers import evaluate_strangers
+
+    result = evaluate_strangers(args.model, args.dataset, args.strangers)
+    if args.json:
+        say(json.dumps(result))
+        return
+    say(f"{result['known_images']:,} test pictures, {result['stranger_images']:,} strangers")
+    say(f"{'score':<14}{'AUROC':>8}  strangers accepted with 95 % of the known")
+    for name, values in result["scores"].items():
+        say(f"{name:<14}{values['auroc']:>8.4f}  {values['fpr95']:.1%}")

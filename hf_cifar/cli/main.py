@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_cifar.cli import (
+    adapt,
     audit,
+    calibrate,
     data,
     evaluate,
     few_shot,
     find_lr,
+    monitor,
     plan,
     predict,
     push,
@@ -44,7 +47,10 @@ COMMANDS = (
     plan,
     evaluate,
     predict,
+    adapt,
     stress,
+    calibrate,
+    monitor,
     few_shot,
     audit,
     push,

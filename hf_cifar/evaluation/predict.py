@@ -24,13 +24,18 @@ from hf_cifar.data.regular_files import read_regular_file
 from hf_cifar.data.sources.folders import pictures_below
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import check_logits, load_classifier
+from hf_cifar.evaluation.known_pictures import read_known
+from hf_cifar.evaluation.reject import NONE_OF_THESE, Rejecter
+from hf_cifar.models.structure import head
 
 WEB = ("http://", "https://")
 
 
 def predict(model: str, images: list[str], top: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Yield the name and the best answers, [{label, score}, ...], of each picture, as `pipeline`
-    gives them.
+    gives them. Where `hf-cifar calibrate` has chosen a threshold for the model, the answer "none of
+    these" comes first for a picture below it; its score is the share of validation pictures that
+    look more like the classes.
 
     Every file is read before the first is classified.
 
@@ -42,6 +47,12 @@ def predict(model: str, images: list[str], top: int) -> Iterator[tuple[str, list
     for name in names:
         if not name.startswith(WEB):
             read_picture(name, classifier.pixel_range)
+    known = read_known(classifier)
+    rejecter = Rejecter(known) if known is not None and known.reject is not None else None
+    features: list[torch.Tensor] = []
+    if rejecter is not None:
+        _, linear = head(classifier.model)
+        linear.register_forward_pre_hook(lambda _, args: features.append(args[0].float().cpu()))
     for name in names:
         pixels = torch.from_numpy(read_picture(name, classifier.pixel_range))[None]
         with torch.inference_mode():
@@ -49,13 +60,14 @@ def predict(model: str, images: list[str], top: int) -> Iterator[tuple[str, list
             logits = classifier.model(pixel_values=inputs).logits[0].cpu()
         check_logits(classifier, logits.isfinite().all()[None], name)
         best = logits.softmax(-1).topk(min(top, len(logits)))
-        yield (
-            name,
-            [
-                {"label": classifier.labels[number], "score": score}
-                for score, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ],
-        )
+        answers: list[dict[str, Any]] = [
+            {"label": classifier.labels[number], "score": score}
+            for score, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        if rejecter is not None and rejecter.is_stranger(picture := features.pop())[0]:
+            strangeness = float(rejecter.strangeness(picture)[0])
+            answers.insert(0, {"label": NONE_OF_THESE, "score": strangeness})
+        yield name, answers
 
 
 def _expand(word: str) -> list[str]:

@@ -1,0 +1,73 @@
+"""Drift, accuracy without labels, and scores of strangers, on numbers whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_cifar.evaluation.drift import drift_p_value, estimate_accuracy
+from hf_cifar.evaluation.stranger_scores import (
+    SCORES,
+    Known,
+    leave_classes_out,
+    separation,
+    stranger_scores,
+)
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def clusters(count: int, spread: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(count) % 4
+    means = 4 * torch.nn.functional.one_hot(labels, 16).float()
+    return means + spread * normal(count, 16, seed=seed), labels
+
+
+def head() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.eye(4, 16), torch.zeros(4)
+
+
+def test_p_values_of_no_drift_are_spread_and_of_drift_are_least():
+    same = [drift_p_value(normal(80, 8, seed=0), normal(60, 8, seed=1 + i)) for i in range(20)]
+    assert sum(p < 0.05 for p in same) <= 3 and 0.2 < np.mean(same) < 0.8
+    assert drift_p_value(normal(80, 8, seed=0), normal(60, 8, seed=1) + 0.7) == pytest.approx(0.001)
+    assert drift_p_value(normal(80, 8, seed=0), 2 * normal(60, 8, seed=1)) == pytest.approx(0.001)
+
+
+def test_expected_accuracy_falls_with_the_signal():
+    weight, bias = head()
+
+    def answers(signal: float, seed: int) -> tuple[torch.Tensor, np.ndarray]:
+        labels = torch.arange(2000) % 4
+        means = signal * torch.nn.functional.one_hot(labels, 16).float()
+        logits = torch.addmm(bias, means + normal(2000, 16, seed=seed), weight.T)
+        return logits, (logits.argmax(1) == labels).numpy()
+
+    validation, correct = answers(3.0, 0)
+    for signal in (3.0, 2.5, 2.0):
+        logits, truth = answers(signal, 1)
+        assert estimate_accuracy(validation, correct, logits) == pytest.approx(
+            truth.mean(), abs=0.06
+        )
+
+
+def test_every_score_is_high_for_the_known_and_low_for_strangers():
+    features, labels = clusters(200, 0.5, 0)
+    known = Known(features, labels, *head())
+    ours, theirs = clusters(100, 0.5, 1)[0], 0.5 * normal(100, 16, seed=2)
+    scores = stranger_scores(known, ours), stranger_scores(known, theirs)
+    assert tuple(scores[0]) == SCORES
+    for name in SCORES:
+        values = separation(scores[0][name], scores[1][name])
+        assert values["auroc"] > 0.95 and values["fpr95"] < 0.4, name
+
+
+def test_a_class_that_is_left_out_is_a_stranger():
+    features, labels = clusters(200, 0.3, 0)
+    known = Known(features, labels, *head())
+    without = known.without(1)
+    assert sorted(without.labels.unique().tolist()) == [0, 1, 2] and len(without.bias) == 3
+    assert torch.equal(without.weight, known.weight[[0, 2, 3]])
+    aurocs = leave_classes_out(known, *clusters(100, 0.3, 1))
+    assert set(aurocs) == set(SCORES) and min(aurocs.values()) > 0.9
