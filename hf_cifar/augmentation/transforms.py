@@ -159,9 +159,10 @@ class Transforms:
         """Return uint8 [3, S, S] for uint8 [3, H, W]: the first half of `evaluate`, for images of
         several sizes.
         """
-        return self.processor(
-            images=image, do_rescale=False, do_normalize=False, return_tensors="pt"
-        )["pixel_values"][0]
+        steps = {"do_rescale": False, "do_normalize": False}
+        if hasattr(self.processor, "include_top"):
+            steps["include_top"] = False  # EfficientNet's would normalise after all
+        return self.processor(images=image, return_tensors="pt", **steps)["pixel_values"][0]
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Return the model's float32 [B, 3, S, S] for float32 or uint8 [B, 3, S, S] in 0..255: the

@@ -105,7 +105,7 @@ def safetensors_shapes(path: Path, where: str) -> dict[str, tuple[int, ...]]:
         raise
     except Exception as error:  # safetensors exports its own type under no stable name
         raise UserError(
-            f"{where} is damaged ({_first_line(error)}); fetch or save the model again"
+            f"{where} is damaged ({_describe(error)}); fetch or save the model again"
         ) from None
     return shapes
 
@@ -152,13 +152,13 @@ def library_errors(name: str, problem: str, folder: str = "") -> Iterator[None]:
     except HfCifarError:
         raise
     except Exception as error:
-        reason = _first_line(error)
+        reason = _describe(error)
         if folder:
             reason = reason.replace(folder, name)
         raise UserError(f"{name}: {problem} ({reason})") from None
 
 
-def _first_line(error: Exception) -> str:
-    """Return the type and the first line of an exception."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {visible(lines[0], 200)}" if lines else type(error).__name__
+def _describe(error: Exception) -> str:
+    """Return the type and the text of an exception in one line."""
+    text = visible(" ".join(str(error).split()), 200)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

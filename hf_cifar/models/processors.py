@@ -38,11 +38,15 @@ def load_evaluation_processor(files: ModelFiles) -> tuple[Any, int]:
         if type(processor).__name__ == "TimmWrapperImageProcessor":  # takes one PIL image at a time
             side = processor.data_config["input_size"][-1]
             processor = evaluation_processor(processor, side, center_crop=True)
-        output = _process(processor, torch.arange(3 * 64 * 64).reshape(1, 3, 64, 64) % 251)
-    height, width = output.shape[-2:]
-    if output.shape[:2] != (1, 3) or height != width or height > MAX_SIDE:
-        raise UserError(f"{files.name}: its image processor makes {tuple(output.shape)}, no square")
-    if not output.isfinite().all():
+        outputs = [
+            _process(processor, torch.arange(3 * height * width).view(1, 3, height, width) % 251)
+            for height, width in ((64, 64), (40, 48))
+        ]
+    height, width = outputs[0].shape[-2:]
+    if {tuple(output.shape) for output in outputs} != {(1, 3, height, height)} or width > MAX_SIDE:
+        shapes = " and ".join(str(tuple(output.shape)) for output in outputs)
+        raise UserError(f"{files.name}: its image processor makes {shapes} instead of one square")
+    if not all(output.isfinite().all() for output in outputs):
         raise UserError(f"{files.name}: its image processor makes pixels that are not finite")
     return processor, height
 
