@@ -5,18 +5,24 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from hf_cifar.data.batches import BatchDataset
-from hf_cifar.errors import Interrupted
+from hf_cifar.data.batches import BatchDataset, ImageBatches
+from hf_cifar.data.image_cache import cache_folder
+from hf_cifar.errors import Interrupted, UserError
+from hf_cifar.features.extract import compute_features
+from hf_cifar.features.store import weights_fingerprint
 from hf_cifar.methods.base import Setup
 from hf_cifar.methods.parameter_groups import group_table, learning_rate_scale, parameter_groups
 from hf_cifar.methods.schedules import UnfreezeSchedule
+from hf_cifar.models.structure import head
 from hf_cifar.training import checkpoints
+from hf_cifar.training.feature_monitor import FeatureMonitor
 from hf_cifar.training.progress import Speed, training_progress
 from hf_cifar.training.signals import StopOnSignal
 from hf_cifar.training.trainer import CifarTrainer
@@ -42,12 +48,16 @@ class GradientLearner:
         self.evaluation = setup.datasets.evaluation if evaluation is None else evaluation
         self.rate_scale = self._learning_rate_scale()
         self.speed = Speed()
+        self.monitor = FeatureMonitor(head(model)[1]) if recipe.monitor_features else None
+        compute_metrics: Callable[[Any], dict[str, float]] = setup.objective.compute_metrics
+        if self.monitor is not None:
+            compute_metrics = self.monitor.with_features(compute_metrics)
         self.trainer = CifarTrainer(
             model=model,
             args=arguments,
             train_dataset=setup.datasets.train if train_dataset is None else train_dataset,
             eval_dataset=self.evaluation.get("validation"),
-            compute_metrics=setup.objective.compute_metrics,
+            compute_metrics=compute_metrics,
             callbacks=[self.speed],
             loss=setup.objective.loss,
             parameter_groups=self._parameter_groups,
@@ -65,6 +75,8 @@ class GradientLearner:
             trainer.add_callback(EarlyStoppingCallback(patience, threshold))
         if recipe.head_epochs or recipe.unfreeze_every:
             trainer.add_callback(UnfreezeSchedule(model, recipe))
+        if self.monitor is not None:
+            trainer.add_callback(self.monitor)
         for printer in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(printer)
         if not arguments.disable_tqdm:
@@ -115,8 +127,12 @@ class GradientLearner:
             trainer.resume_state.checkpoint = checkpoint
         stop = StopOnSignal()
         trainer.add_callback(stop)
+        if self.monitor is not None:
+            self.monitor.start(self._pretrained_features())
         with stop.listening():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.monitor is not None:
+            self.monitor.stop()
         if stop.number is not None:
             newest = checkpoints.newest(root)
             raise Interrupted(stop.number, newest.name if newest else None)
@@ -125,6 +141,22 @@ class GradientLearner:
             if self._best_checkpoint is not None:
                 trainer.average.load(self._best_checkpoint)
             trainer.average.swap()
+
+    def _pretrained_features(self) -> np.ndarray:
+        """Return float32 [n, D] of the validation images, before a step or a checkpoint."""
+        setup, arguments = self.setup, self.setup.arguments
+        if arguments.world_size > 1:
+            raise UserError("monitor_features: works with one process; leave it out")
+        features = compute_features(
+            setup.model,
+            cast(ImageBatches, setup.datasets.evaluation["validation"]),
+            cache_folder(),
+            views=1,
+            bf16=bool(setup.recipe.training["bf16"]),
+            batch_size=arguments.per_device_eval_batch_size,
+            weights=weights_fingerprint(setup.model),
+        )
+        return features.values[0]
 
     @property
     def _best_checkpoint(self) -> Path | None:
@@ -153,6 +185,7 @@ class GradientLearner:
             "global_step": state.global_step,
             "best_step": int(best.name.rsplit("-", 1)[1]) if best else None,
             "history": state.log_history,
+            **({"feature_warnings": self.monitor.warnings} if self.monitor is not None else {}),
         }
 
     def trained_model(self) -> Any:

@@ -16,6 +16,7 @@ NOTHING_IN_LINEAR = (
     "head_epochs",
     "unfreeze_every",
     "muon",
+    "monitor_features",
 )
 
 
@@ -105,6 +106,11 @@ def _check_validation(recipe: Recipe, where: str) -> None:
     if recipe.temperature_scaling and no_validation:
         raise UserError(
             f"{where}: temperature_scaling: is fitted on validation; raise validation_fraction"
+        )
+    if recipe.monitor_features and (no_validation or training["eval_strategy"] == "no"):
+        raise UserError(
+            f"{where}: monitor_features: watches validation images at each evaluation; raise"
+            " validation_fraction, and set eval_strategy to steps or epoch"
         )
     evaluations, saves = training["eval_strategy"], training["save_strategy"]
     if recipe.early_stopping_patience is not None and (

@@ -265,6 +265,11 @@ class RunKeys:
     channels_last: bool | None = key(
         None, "memory layout of images; default: the faster one for this model on this hardware"
     )
+    monitor_features: bool = key(
+        False,
+        "measure the validation images' features at each evaluation: nearest neighbours, effective"
+        " rank, class separation, likeness to the pretrained; warns of forgetting and collapse",
+    )
     temperature_scaling: bool = key(
         False,
         "calibrate the probabilities: fit one temperature on validation (Guo et al. 2017) and fold"

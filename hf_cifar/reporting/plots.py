@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from hf_cifar.reporting import class_plots
 from hf_cifar.reporting.plot_style import drawing, save_figure
 from hf_cifar.reporting.predictions import confident_mistakes
+from hf_cifar.reporting.representation_plot import representation
 from hf_cifar.reporting.training_plots import learning_curves
 
 # Name of the file under plots/ -> its caption in the card, in the card's order.
 PLOTS = {
     "learning_curves": "Loss, validation accuracy and learning rate over the training steps",
+    "representation": "Quality of the validation images' features over the training steps",
     "confusion_matrix": "Confusion matrix on the test split",
     "per_class_accuracy": "Accuracy of each class with its 95 % interval",
     "mistakes": "The most confident mistakes: true class → predicted class and its probability",
@@ -66,6 +68,7 @@ def _figures(
     """Return the figures that the metrics have the numbers for, by the names in PLOTS."""
     history, matrix = metrics.get("history") or [], metrics.get("test_confusion_matrix")
     figures = {"learning_curves": learning_curves(history, metrics.get("best_step"))}
+    figures["representation"] = representation(history)
     if matrix and class_names:
         figures["confusion_matrix"] = class_plots.confusion_matrix(matrix, class_names)
         figures["per_class_accuracy"] = class_plots.per_class_accuracy(matrix, class_names)
