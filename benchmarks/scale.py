@@ -38,10 +38,10 @@ def startup_side(args: argparse.Namespace) -> None:
     builtins.__import__ = timed_import
     common.start(args)
     from hf_cifar.cli import main
-    from hf_cifar.runs import run
+    from hf_cifar.objectives import classification
     from hf_cifar.training.trainer import CifarTrainer
 
-    weights, load = 0.0, run.load_backbone
+    weights, load = 0.0, classification.load_backbone
 
     def timed_load(*words: Any) -> Any:
         nonlocal weights
@@ -53,8 +53,8 @@ def startup_side(args: argparse.Namespace) -> None:
     def first_step(*_: Any, **__: Any) -> None:
         raise FirstStep
 
-    # type: ignore[assignment]
-    run.load_backbone, CifarTrainer.training_step = timed_load, first_step
+    classification.load_backbone = timed_load  # type: ignore[assignment]
+    CifarTrainer.training_step = first_step  # type: ignore[method-assign,assignment]
     with common.workplace() as folder, contextlib.suppress(FirstStep):
         common.recipe(folder, args.data, args.model, per_device_train_batch_size=8)
         main.run(["train", str(folder / "recipe.yaml")])
@@ -94,7 +94,8 @@ def startup(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         }
         goal = "  goal < 1" if name == "warm" else ""
         print(
-            f"start-up, {name} cache: {middle['total']:.2f} s, of it {middle['own']:.2f} s of its own"
+            f"start-up, {name} cache: {middle['total']:.2f} s,"
+            f" of which {middle['own']:.2f} s are its own"
             f" ({middle['imports']:.2f} imports, {middle['weights']:.2f} weights){goal}"
         )
     return found

@@ -70,18 +70,18 @@ def clock(args: argparse.Namespace, score: Any) -> Any:
 
 
 def ours(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from hf_cifar.features.lower_blocks import HiddenStateBatches
+    from hf_cifar.features.hidden_states import HiddenStateBatches
+    from hf_cifar.methods.gradient_learner import GradientLearner
+    from hf_cifar.methods.table import METHODS
     from hf_cifar.recipe.load import load_recipe
-    from hf_cifar.runs import run, stages
+    from hf_cifar.runs.run import train_recipe
 
     keys = {"dataset_name": args.data, "output_dir": str(folder / "run"), "disable_tqdm": True}
     recipe = load_recipe(
         args.recipe, keys | ({"model_name_or_path": args.weights} if args.weights else {})
     )
-    if (
-        recipe.method == "linear"
-    ):  # its epochs are milliseconds: the whole run is what there is to wait for
-        accuracy = run.train_recipe(recipe).metrics["test_accuracy"]
+    if METHODS[recipe.method].runs_backbone_once:  # only the whole run has an accuracy
+        accuracy = train_recipe(recipe).metrics["test_accuracy"]
         seconds = time.time() - args.began
         arrived = seconds if accuracy >= args.goal else None
         return {
@@ -91,11 +91,11 @@ def ours(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "curve": [(seconds, accuracy)],
         }
 
-    make = stages.Stage.make_trainer
+    train = GradientLearner.train
 
-    def with_clock(stage: Any, *words: Any) -> Any:
+    def train_with_clock(learner: GradientLearner) -> None:
         def score(trainer: Any, part: int | None) -> float:
-            batches = copy.copy(stage.eval_sets["test"])
+            batches: Any = copy.copy(learner.evaluation["test"])
             labels = batches.labels[:part]
             if isinstance(batches, HiddenStateBatches):
                 batches.values, batches.labels = batches.values[:, :part], labels
@@ -106,13 +106,13 @@ def ours(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             answers = trainer.predict(batches).predictions
             return float((answers.argmax(1) == labels).mean())
 
-        trainer, callback = make(stage, *words), clock(args, score)
-        callback.trainer = trainer
-        trainer.add_callback(callback)
-        return trainer
+        callback = clock(args, score)
+        callback.trainer = learner.trainer
+        learner.trainer.add_callback(callback)
+        train(learner)
 
-    stages.Stage.make_trainer = with_clock  # type: ignore[assignment,method-assign]
-    metrics = run.train_recipe(recipe).metrics
+    GradientLearner.train = train_with_clock  # type: ignore[method-assign,assignment]
+    metrics = train_recipe(recipe).metrics
     return {
         "seconds": None,
         "ran": time.time() - args.began,
@@ -231,7 +231,8 @@ def main() -> None:
                 else f"stopped after {ran:.1f} min short of"
             )
             print(
-                f"{name}: {what} {100 * args.goal:g} %; last seen {100 * rows[-1]['accuracy']:.2f} %"
+                f"{name}: {what} {100 * args.goal:g} %;"
+                f" last seen {100 * rows[-1]['accuracy']:.2f} %"
             )
     results = {
         "weights": os.path.basename(args.weights or ""),

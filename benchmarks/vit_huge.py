@@ -41,8 +41,8 @@ def side(args: argparse.Namespace) -> None:
     from hf_cifar.data.image_cache import cache_folder
     from hf_cifar.data.load import load_data
     from hf_cifar.features.extract import compute_features
-    from hf_cifar.methods.trainable import adapt
-    from hf_cifar.models import flops
+    from hf_cifar.methods.table import METHODS
+    from hf_cifar.models.flops import forward_flops
     from hf_cifar.models.load import load_backbone
     from hf_cifar.runs.run import train_recipe
 
@@ -70,8 +70,8 @@ def side(args: argparse.Namespace) -> None:
         if args.method == "linear":
             data = load_data(recipe)
             backbone = load_backbone(recipe, data.label_names)
-            frozen = adapt(backbone.model, recipe, "").to(device)
-            flops = flops.forward_flops(frozen, backbone.image_size, device)
+            frozen = METHODS["linear"](recipe).prepare(backbone.model).to(device)
+            flops = forward_flops(frozen, backbone.image_size, device)
             pixels = resident_pixels(data.train.images, device, "auto")
             batches = ImageBatches(
                 data.train, make_transforms(recipe, backbone), training=False, resident=pixels
@@ -137,7 +137,8 @@ def main() -> None:
     args.smoke = args.smoke or args.quick
     if device.type != "cuda" and not args.smoke:
         print(
-            "no CUDA device: ViT-H/14 is not measured here (--smoke runs a few steps of one block of it)"
+            "no CUDA device: ViT-H/14 is not measured here"
+            " (--smoke runs a few steps of one block of it)"
         )
         return None
     methods = [args.method] if args.method else ["full", "lora", "partial", "linear"]
@@ -183,7 +184,8 @@ def main() -> None:
                         continue
                     share, memory = row["share"], row["memory"]
                     print(
-                        f"{method:<8} {row['variant']:<28} {row['images_per_second'] or 0:8.1f} images/s"
+                        f"{method:<8} {row['variant']:<28}"
+                        f" {row['images_per_second'] or 0:8.1f} images/s"
                         f" {100 * share:5.1f} % of {row['peak'] / 1e12:.1f} TFLOP/s"
                         + (f" {memory / 1e9:6.1f} GB" if memory else "")
                     )
