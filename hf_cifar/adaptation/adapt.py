@@ -42,6 +42,23 @@ class Place:
     labels: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What the guard knows of the source: the model's answers to its images, and the threshold of
+    `information_threshold`.
+    """
+
+    answers: Answers
+    threshold: float | None
+
+
+def measure_source(classifier: Classifier, source: Place, size: int) -> Reference:
+    """Return what `adapt` compares with. size: images in a batch."""
+    assert source.labels is not None
+    threshold = information_threshold(classifier, source.split, source.labels, size)
+    return Reference(answer(classifier, source.split, size), threshold)
+
+
 @dataclass
 class Outcome:
     """What an adaptation did.
@@ -76,11 +93,12 @@ def adapt(
     size: int,
     seed: int = 0,
     max_source_loss: float | None = None,
+    reference: Reference | None = None,
 ) -> Outcome:
     """Adapt the model in place to the target, unless the guard says that it should stay.
 
     name: a key of `ADAPTATIONS`. size: images in a batch. max_source_loss: most accuracy, a
-    fraction, that the source may lose.
+    fraction, that the source may lose. reference: of the same model, measured before.
     Raises UserError for a model without norms, and for a target of fewer images than a batch.
     """
     if len(target.split) < size:
@@ -90,8 +108,9 @@ def adapt(
         )
     adaptation = ADAPTATIONS[name](classifier.model, settings)
     assert source.labels is not None
-    threshold = information_threshold(classifier, source.split, source.labels, size)
-    before, target_before = (answer(classifier, p.split, size) for p in (source, target))
+    reference = reference or measure_source(classifier, source, size)
+    before, threshold = reference.answers, reference.threshold
+    target_before = answer(classifier, target.split, size)
     p_value = shift_p_value(before.features, target_before.features)
     outcome = Outcome(
         kept=True,
@@ -119,9 +138,7 @@ def adapt(
     after, target_after = (answer(classifier, p.split, size) for p in (source, target))
     outcome.source_after = accuracy(after, source.labels)
     outcome.target_after = accuracy(target_after, target.labels)
-    outcome.reason = _collapse(target_before, target_after) or _source_loss(
-        outcome, max_source_loss
-    )
+    outcome.reason = _collapse(target_before, target_after) or too_costly(outcome, max_source_loss)
     if outcome.reason:
         adaptation.reset()
         return outcome
@@ -168,7 +185,11 @@ def _collapse(before: Answers, after: Answers) -> str:
     return ""
 
 
-def _source_loss(outcome: Outcome, most: float | None) -> str:
+def too_costly(outcome: Outcome, most: float | None) -> str:
+    """Return why the adaptation costs too much on the source, or nothing.
+
+    most: the accuracy that the source may lose, a fraction; None for any.
+    """
     if most is None or outcome.source_before is None or outcome.source_after is None:
         return ""
     loss = outcome.source_before - outcome.source_after

@@ -52,14 +52,27 @@ def labels_of_model(
 ) -> np.ndarray:
     """Return the label of each image among the model's classes, int64 [n]. Raises UserError."""
     names = list(split.images.label_names)
-    # Data may lack some of the model's classes, so the data's are looked up among the model's.
-    swapped = {ours: theirs for theirs, ours in (given or {}).items()}
+    try:  # names such as LABEL_3 can be read where the model has as many classes as the data
+        meanings = map_labels(model_labels, names, given)
+        numbers = np.full(len(names), -1)
+        numbers[meanings] = np.arange(len(model_labels))
+    except UserError:
+        numbers = _data_among_model(model_labels, names, given or {})
+    if (numbers[split.labels] < 0).any():
+        numbers = _data_among_model(model_labels, names, given or {})
+    return numbers[split.labels]
+
+
+def _data_among_model(
+    model_labels: list[str], names: list[str], given: dict[str, str]
+) -> np.ndarray:
+    """Return the model's class of each of the data's, which may lack some of the model's."""
+    swapped = {ours: theirs for theirs, ours in given.items()}
     try:
-        numbers = np.array(map_labels(names, model_labels, swapped))
+        return np.array(map_labels(names, model_labels, swapped))
     except UserError:
         raise UserError(
             f"labels of the data match none of the model's: the data has {list_labels(names)}, the"
             f" model {list_labels(model_labels)}; say what they mean with --labels"
             ' "theirs=ours,...", or use --no-labels where a command has it'
         ) from None
-    return numbers[split.labels]

@@ -26,6 +26,7 @@ from hf_cifar.evaluation.stress import (
     relative_mean_error,
     stress,
 )
+from hf_cifar.evaluation.target_data import labels_of_model
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.runs.run import Run
 
@@ -216,3 +217,14 @@ def test_keys_of_training_and_labels_that_match_nothing_are_refused(
             Image.new("RGB", (8, 8)).save(tmp_path / "animals" / split / name / "1.png")
     with pytest.raises(UserError, match="match none of the model's"):
         stress(str(finished.path), str(tmp_path / "animals"), {}, options, None)
+
+
+def test_labels_are_matched_both_ways(finished: Run) -> None:
+    split = load_split(Recipe(dataset_name="sample"), "test")
+    numbered = [f"LABEL_{number}" for number in range(10)]
+    assert np.array_equal(labels_of_model(numbered, split), split.labels)
+    more = ["zebra", *reversed(LABELS)]  # data may lack classes that the model knows
+    assert np.array_equal(labels_of_model(more, split), 10 - split.labels)
+    given = {"gnu": "dog"}
+    others = [*LABELS[:5], "gnu", *LABELS[6:]]
+    assert np.array_equal(labels_of_model(others, split, given), split.labels)
