@@ -19,7 +19,8 @@ from transformers import TrainerCallback
 from hf_cifar.errors import Diverged, UserError
 from hf_cifar.methods.gradient_learner import GradientLearner
 from hf_cifar.recipe.recipe import Recipe
-from hf_cifar.reporting import plots
+from hf_cifar.reporting.plot_style import drawing, save_figure
+from hf_cifar.reporting.training_plots import range_test_plot
 from hf_cifar.runs.run import set_up, start_processes
 
 SMOOTHING = 0.9  # of the loss, from step to step
@@ -154,5 +155,6 @@ def write(test: RangeTest, folder: Path) -> None:
         rows = csv.writer(file)
         rows.writerow(["learning_rate", "loss", "smoothed_loss"])
         rows.writerows(zip(test.rates, test.losses, test.smoothed, strict=True))
-    figure = plots.range_test(test.rates, test.losses, test.smoothed, test.steepest)
-    plots.save(figure, folder / "find_lr.png")
+    with drawing():
+        figure = range_test_plot(test.rates, test.losses, test.smoothed, test.steepest)
+        save_figure(figure, folder / "find_lr.png")
