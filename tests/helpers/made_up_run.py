@@ -39,6 +39,10 @@ def _made_up_run() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
                 {
                     "eval_loss": 3 / step,
                     "eval_accuracy": step / 120,
+                    "eval_knn_accuracy": step / 130,
+                    "eval_class_separation": step / 200,
+                    "eval_cka": 1 - step / 400,
+                    "eval_effective_rank": 100 - step / 2,
                     "epoch": step / 50,
                     "step": step,
                 }

@@ -60,7 +60,7 @@ def test_a_push_says_what_it_waits_for_and_gives_up(client: Client, full_run: Pa
                 break
         begin = time.monotonic()
         _, err = push.communicate(timeout=60)
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 15  # 7 s of silence and the end of the process
     assert push.returncode == 1 and err.count("\n") == 1
     assert "no answer within 10 s" in err and "repeat with: hf-cifar push" in err
 
