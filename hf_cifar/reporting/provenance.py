@@ -52,11 +52,11 @@ def _cpu_name() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of each library that shapes the numbers."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in ("hf-cifar", *LIBRARIES):
         with contextlib.suppress(metadata.PackageNotFoundError):  # run from a source tree
-            found[name.replace("-", "_")] = metadata.version(name)
-    return found
+            installed[name.replace("-", "_")] = metadata.version(name)
+    return installed
 
 
 def commit() -> str | None:
