@@ -166,32 +166,33 @@ class Watch(TorchDispatchMode):
             truth = getattr(args[0], "comparison", False)
             dtype = args[0].dtype
             return truth if dtype is torch.bool else 0.0 if dtype.is_floating_point else 0
-        if name == "equal" and is_fake:
+        if name in ("equal", "allclose") and is_fake:
             self.wait("two tensors are compared")
             return True
         if name in ("nonzero", "unique", "masked_select", "_unique2"):
             self.wait(f"the size of the result of {name} depends on values")
+        if name == "_to_copy" and not is_fake and kwargs.get("device") == GPU:
+            args = (MODE.from_tensor(args[0]), *args[1:])  # the copy of a real one would run
         out = func(*args, **kwargs)
         if isinstance(out, FakeTensor):
             out.comparison = name in TRUE_COMPARISONS
+        if not self.counting:
+            return out
         tensors = [t for t in pytree.tree_leaves((args, kwargs, out)) if _is_tensor(t)]
         devices = {t.device.type for t in tensors}
-        if self.counting and NAME in devices and name not in VIEWS:
+        if NAME in devices and name not in VIEWS:
             self.kernels.setdefault(self.phase, Counter())[name] += 1
         if len(devices) > 1 and name in ("_to_copy", "copy_"):
             non_blocking = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
             if not non_blocking:
                 self.wait(f"{tuple(tensors[0].shape)} is copied and the host waits")
-        if self.counting and name.startswith(("_foreach", "_fused", "_amp_foreach")):
+        if name.startswith(("_foreach", "_fused", "_amp_foreach")):
             lists = [a for a in args if isinstance(a, list | tuple)]
             lists = [a for a in lists if a and all(map(_is_tensor, a))]
             places = {str(t.device) for group in lists for t in group}
             if len(places) > 1:
                 self.mixed.append(f"{name}: {sorted(places)} at {_line()}")
         return out
-
-    def count(self, phase: str) -> int:
-        return sum(self.kernels.get(phase, Counter()).values())
 
 
 def _is_tensor(value: Any) -> bool:
@@ -312,16 +313,8 @@ def _install() -> tuple[torch.device, Watch, FakeTensorMode]:
         with unset_fake_temporarily():
             return real_numpy(torch.zeros(tensor.shape, dtype=tensor.dtype))
 
-    def tolist(tensor: torch.Tensor) -> Any:
-        if not isinstance(tensor, FakeTensor):
-            return real_tolist(tensor)
-        if tensor.device.type == NAME:
-            watch.wait("a list is read")
-        with unset_fake_temporarily():
-            return torch.zeros(tensor.shape, dtype=tensor.dtype).tolist()
-
-    real_numpy, real_tolist = torch.Tensor.numpy, torch.Tensor.tolist
-    torch.Tensor.numpy, torch.Tensor.tolist = numpy, tolist  # type: ignore[method-assign,assignment]
+    real_numpy = torch.Tensor.numpy
+    torch.Tensor.numpy = numpy  # type: ignore[method-assign,assignment]
 
     def tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
         with unset_fake_temporarily():
