@@ -4,6 +4,8 @@ image where the images stay the same.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import logging
 import time
 from typing import Any, ClassVar, cast
@@ -122,6 +124,10 @@ class HiddenStateLearner(GradientLearner):
             clean = HiddenStateBatches(values, clean_train.labels, lower)
             evaluation = {"train": clean} | evaluation
         lower.install()
+        if recipe.training["dataloader_num_workers"] is None:  # the images' workers end here
+            arguments = copy.copy(arguments)
+            arguments.dataloader_num_workers = training.workers
+            setup = dataclasses.replace(setup, arguments=arguments)
         seconds = time.perf_counter() - start
         return cls(setup, lower, training, evaluation, seconds, seconds_from_nothing)
 
