@@ -18,7 +18,7 @@ from hf_cifar.models.inspect_repo import fetch_model, resolve_model
 from hf_cifar.models.model_files import ModelFiles, library_errors
 from hf_cifar.models.pretrained import load_weights
 from hf_cifar.models.processors import load_evaluation_processor
-from hf_cifar.training.precision import keep_freed_memory
+from hf_cifar.training.precision import keep_freed_memory, set_weight_layout
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def probabilities(
     batches = ImageBatches(
         split, classifier.transforms, training=False, channels_last=channels_last
     )
+    set_weight_layout(classifier.model, classifier.device, channels_last)
     means, finite = [], []
     for start in range(0, len(batches), batch_size):
         tickets = list(range(start, min(start + batch_size, len(batches))))

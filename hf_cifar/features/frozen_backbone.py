@@ -17,7 +17,7 @@ from hf_cifar.features.extract import compute_features
 from hf_cifar.features.store import weights_fingerprint
 from hf_cifar.models.load import Backbone, load_backbone
 from hf_cifar.recipe.recipe import Recipe
-from hf_cifar.training.precision import has_bf16, keep_freed_memory
+from hf_cifar.training.precision import has_bf16, keep_freed_memory, set_weight_layout
 from hf_cifar.training.progress import image_progress
 
 
@@ -86,6 +86,7 @@ def freeze(
     uses_bf16 = has_bf16(device) if bf16 is None else bf16
     images_last = uses_bf16 and convolutions > 1 if channels_last is None else channels_last
     model = model.eval().requires_grad_(False).to(device)
+    set_weight_layout(model, device, images_last)
     return FrozenBackbone(
         model, transforms, weights_fingerprint(model), uses_bf16, images_last, batch_size
     )

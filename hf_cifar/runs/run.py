@@ -139,7 +139,7 @@ def set_up(recipe: Recipe) -> Setup:
         )
     )
     log.info("speed: %s", reason)
-    set_weight_layout(model, device, precision)
+    set_weight_layout(model, device, precision.channels_last)
     training = recipe.training | {"bf16": precision.bf16}
     recipe = dataclasses.replace(recipe, training=training, channels_last=precision.channels_last)
     arguments = training_arguments(recipe, objective.checkpoint_metrics, objective.workers)

@@ -42,13 +42,13 @@ def prepare_device(device: torch.device, *, deterministic: bool) -> None:
         torch.backends.cudnn.benchmark = not deterministic
 
 
-def set_weight_layout(model: nn.Module, device: torch.device, precision: Precision) -> None:
+def set_weight_layout(model: nn.Module, device: torch.device, channels_last: bool) -> None:
     """Lay the convolutions' weights out as their images are, in place.
 
     On a GPU, images and weights of two layouts are reordered at every convolution. On a CPU,
     oneDNN reorders weights to a layout of its own in any case.
     """
-    if precision.channels_last and device.type != "cpu":
+    if channels_last and device.type != "cpu":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
