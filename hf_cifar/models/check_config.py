@@ -19,7 +19,8 @@ from hf_cifar.text import visible
 MAX_DEPTH = 50  # objects and lists inside each other
 MAX_INTEGER = 1_000_000  # the widths, depths and vocabularies of real models lie below
 MAX_LAYERS = 10_000
-COUNTS_OF_LAYERS = re.compile("depth|layers|blocks|repeats|stages")  # in the name of a key
+COUNTS_OF_LAYERS = re.compile("depth|layers|blocks|repeats|stages")  # names of keys
+DROP_RATES = re.compile("drop.*(rate|prob)|dropout$")
 MAX_SIDE = 4096  # px of the pictures that a model or its processor may ask for
 
 # Keys of transformers that lead away from the description of a model.
@@ -138,6 +139,8 @@ def _check_key(key: str, entry: Any, where: str) -> None:
                 f"{where}: {key}: only eager and sdpa are used, got {_shown(foreign[0])};"
                 " remove the key"
             )
+    if DROP_RATES.search(key) and _is_number(entry) and not 0 <= entry <= 1:
+        raise UserError(f"{where}: {key} must lie in 0 to 1, got {_shown(entry)}")
 
 
 def _check_timm(config: dict[str, Any], where: str) -> None:
