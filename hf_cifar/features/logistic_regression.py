@@ -17,6 +17,8 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch.nn import functional as F
 
+from hf_cifar.training.precision import exact_products
+
 # Penalties that are tried, from strong to weak, for features of mean square 1 and the mean loss.
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(2, -13, -1))
 FOLDS = 5
@@ -40,11 +42,13 @@ class LogisticRegression:
     strength: float
     scores: list[dict[str, float]]
 
+    @exact_products()
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Return float32 [n, C] for features [n, D]."""
         return torch.addmm(self.bias, features.float(), self.weight.T)
 
 
+@exact_products()
 def fit_logistic_regression(
     features: torch.Tensor,
     labels: torch.Tensor,
@@ -167,6 +171,7 @@ class _WarmStartedFit:
         return weight, self.bias - weight @ self.mean
 
 
+@exact_products()
 def out_of_fold_probabilities(
     features: torch.Tensor, labels: torch.Tensor, classes: int, *, seed: int
 ) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +52,21 @@ def set_weight_layout(model: nn.Module, device: torch.device, channels_last: boo
     """
     if channels_last and device.type != "cpu":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply float32 matrices on a GPU without TF32 while the block or the function runs.
+
+    Training may round its factors to TF32's 10 bits; a solver that looks for a gradient of 1e-6,
+    or a ranking by similarity, may not.
+    """
+    matmul = torch.backends.cuda.matmul
+    matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = "none"  # what `torch.backends.fp32_precision` says
 
 
 def precision_name(arguments: TrainingArguments) -> str:
