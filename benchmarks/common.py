@@ -1,10 +1,9 @@
-"""What the benchmarks share: the models, the turns, the ratio with its spread, and the JSON that is
-kept.
-"""
+"""What the benchmarks share: models, options, measurements in turn, ratios and the JSON files."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -19,16 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from hf_cifar.files import write_json
 from hf_cifar.reporting.provenance import commit, hardware_facts, versions
-from hf_cifar.training.precision import fastest_precision, keep_freed_memory
+from hf_cifar.training.precision import (
+    fastest_precision,
+    keep_freed_memory,
+    prepare_device,
+    set_weight_layout,
+)
 
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model from its config alone (random weights cost what real ones do), its side in pixels,
-    and a batch and a number of steps that take 2 CPU cores about ten seconds.
+    """A model made from its config (random weights cost what real ones do), the side of its images
+    in pixels, and a batch and a number of steps that take 2 CPU cores about ten seconds.
     """
 
     config: dict[str, Any]
@@ -38,7 +45,9 @@ class Shape:
 
 
 def vit(width: int, depth: int, heads: int, patch: int, size: int, mlp: int = 4) -> dict[str, Any]:
-    """Widths and depths of Dosovitskiy et al. 2021 (B, L, H) and Touvron et al. 2021 (Ti, S)."""
+    """Return the config of a ViT. The widths and depths below are those of Dosovitskiy et al. 2021
+    (B, H) and Touvron et al. 2021 (Ti, S).
+    """
     sizes = {
         "hidden_size": width,
         "num_hidden_layers": depth,
@@ -66,36 +75,36 @@ MODELS = {
 
 
 def parser(description: str | None, *, turns: int = 5) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
-    found = argparse.ArgumentParser(
+    """Return a parser with the options that every benchmark has."""
+    options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument(
-        "--turns", type=int, default=turns, help="how often the sides are measured, in turn"
+    options.add_argument(
+        "--turns", type=int, default=turns, help="how often each side is measured, in turn"
     )
-    found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    found.add_argument(
+    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    options.add_argument(
         "--data",
         default="sample",
         metavar="DIR",
         help="CIFAR-10 in the Hub's layout; default: the sample",
     )
-    found.add_argument(
+    options.add_argument(
         "--quick",
         action="store_true",
-        help="the smallest sizes: whether it runs, no figure to keep",
+        help="the smallest sizes: shows that it runs, gives no figure to keep",
     )
-    found.add_argument(
+    options.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
         help="where the figures go; default: results/ beside the script",
     )
-    return found
+    return options
 
 
 def start(args: argparse.Namespace) -> Any:
-    """Choose the device (before torch looks for one) and quieten the libraries. Returns the
+    """Choose the device, before torch looks for one, silence the libraries, and return the
     torch.device.
     """
     if args.device == "cpu":
@@ -112,7 +121,9 @@ def start(args: argparse.Namespace) -> Any:
     logging.getLogger("hf_cifar").setLevel(logging.ERROR)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        keep_freed_memory()  # hf-cifar does; a side without it would lose for that alone
+        keep_freed_memory()  # hf-cifar does it too, so no side may go without
+    else:
+        prepare_device(device, deterministic=False)
     return device
 
 
@@ -137,8 +148,8 @@ def model_keys(name: str) -> dict[str, Any]:
 
 
 def recipe(folder: Path, data: str, model: str, **keys: Any) -> Any:
-    """A checked Recipe that trains `model` on `data` with nothing on the side: no evaluation or
-    checkpoint while it trains.
+    """Return a checked Recipe that trains `model` on `data`, without evaluation or checkpoints in
+    between.
     """
     import yaml
 
@@ -159,23 +170,26 @@ def recipe(folder: Path, data: str, model: str, **keys: Any) -> Any:
 
 
 def settle(recipe: Any, precision: str, device: Any, frozen: bool = False) -> bool:
-    """Write precision (auto: what `hf-cifar train` would choose here) and memory layout into the
-    recipe, so that every side takes the same; whether it is bf16.
+    """Write precision and memory layout into the recipe, so that every side uses the same. Return
+    whether the precision is bf16.
+
+    precision: fp32, bf16, or auto for what `hf-cifar train` would choose here. frozen: whether
+    nothing trains.
     """
     from hf_cifar.models.load import load_backbone
 
     backbone = load_backbone(recipe, [str(i) for i in range(10)])
     model = backbone.model.to(device).requires_grad_(not frozen)
-    told = None if precision == "auto" else precision == "bf16"
+    bf16 = None if precision == "auto" else precision == "bf16"
     (recipe.training["bf16"], recipe.channels_last), _ = fastest_precision(
-        model, backbone.image_size, device, bf16=told
+        model, backbone.image_size, device, bf16=bf16
     )
     return recipe.training["bf16"]
 
 
 def bare_loop(recipe: Any, device: Any, batch: int, steps: int) -> float:
-    """Images a second of the training loop that has nothing but the recipe's model: one resident
-    batch, fused AdamW, gradient clipping; the first quarter of the steps is left out.
+    """Return the images/s of a training loop with nothing but the recipe's model: one resident
+    batch, fused AdamW, gradient clipping. The first quarter of the steps is left out.
     """
     import torch
     from torch.nn import functional as F
@@ -183,7 +197,8 @@ def bare_loop(recipe: Any, device: Any, batch: int, steps: int) -> float:
     from hf_cifar.models.load import load_backbone
 
     backbone, bf16 = load_backbone(recipe, [str(i) for i in range(10)]), recipe.training["bf16"]
-    model = backbone.model.to(device).train()
+    model: Any = backbone.model.to(device).train()
+    set_weight_layout(model, device, bool(recipe.channels_last))
     pixels = torch.randn(batch, 3, backbone.image_size, backbone.image_size, device=device)
     if recipe.channels_last:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -205,6 +220,7 @@ def bare_loop(recipe: Any, device: Any, batch: int, steps: int) -> float:
 
 
 def wait(device: Any) -> None:
+    """Wait until the device has done what it was told."""
     import torch
 
     if device.type == "cuda":
@@ -214,28 +230,26 @@ def wait(device: Any) -> None:
 def in_turn(
     sides: Mapping[str, Callable[[], float]], turns: int, unit: str
 ) -> dict[str, list[float]]:
-    """Each side's figure of each turn; every other turn goes backwards, so that a drift of the
-    machine favours nobody.
+    """Return each side's figure of each turn. Every other turn goes backwards, so that a machine
+    that grows slower or faster favours no side.
     """
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    figures: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns):
         for name in list(sides) if turn % 2 == 0 else list(sides)[::-1]:
-            found[name].append(sides[name]())
-            print(
-                f"turn {turn + 1}, {name}: {found[name][-1]:.4g} {unit}",
-                file=sys.stderr,
-                flush=True,
-            )
-    return found
+            figures[name].append(sides[name]())
+            line = f"turn {turn + 1}, {name}: {figures[name][-1]:.4g} {unit}"
+            print(line, file=sys.stderr, flush=True)
+    return figures
 
 
 def ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    """Median, least and most of the turns' own ratios."""
+    """Return median, minimum and maximum of the turns' own ratios."""
     each = [a / b for a, b in zip(above, below, strict=True)]
     return {"median": statistics.median(each), "min": min(each), "max": max(each)}
 
 
 def say(title: str, value: dict[str, float], goal: str = "") -> None:
+    """Print what `ratio` returned."""
     print(
         f"{title}: {value['median']:.3f} ({value['min']:.3f} to {value['max']:.3f})"
         + (f"  goal {goal}" if goal else "")
@@ -243,14 +257,19 @@ def say(title: str, value: dict[str, float], goal: str = "") -> None:
 
 
 def keep(args: argparse.Namespace, device: Any, name: str, results: dict[str, Any]) -> None:
-    """Write the figures with everything that they depend on. A quick run is written only where
-    --json says so.
+    """Write the figures, with everything that they depend on, as JSON.
+
+    Those of a quick run are written only where --json says so.
     """
+    path = args.json or (None if args.quick else HERE / "results" / f"{name}.json")
+    if path is not None:
+        write(path, name, device, results)
+
+
+def write(path: Path, name: str, device: Any, results: dict[str, Any]) -> None:
+    """Write the figures of the benchmark `name`, with everything that they depend on, as JSON."""
     from hf_cifar.recipe.recipe import public_name
 
-    path = args.json or (None if args.quick else HERE / "results" / f"{name}.json")
-    if path is None:
-        return
     command = ["python", f"benchmarks/{Path(sys.argv[0]).name}"]
     command += [public_name(word) if "/" in word else word for word in sys.argv[1:]]
     facts = {
@@ -262,8 +281,38 @@ def keep(args: argparse.Namespace, device: Any, name: str, results: dict[str, An
         "commit": commit(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts | results, indent=1) + "\n")
+    write_json(path, facts | results)
     print(f"written: {path}", file=sys.stderr)
+
+
+class ChildFailed(Exception):
+    """A process of a benchmark failed or was stopped. The message says which, and how."""
+
+
+def run(
+    command: list[str], environment: dict[str, str] | None = None, timeout: float | None = None
+) -> str:
+    """Run a command and return what it printed. Raises ChildFailed.
+
+    What it has started itself is stopped with it.
+    """
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | (environment or {})
+    )
+    tree = psutil.Process(process.pid)
+    try:
+        text, _ = process.communicate(timeout=timeout)
+    except BaseException as error:
+        with contextlib.suppress(psutil.Error):
+            for descendant in [*tree.children(recursive=True), tree]:
+                descendant.kill()
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise ChildFailed(f"stopped after {timeout:.0f} s") from None
+        raise
+    if process.returncode:
+        raise ChildFailed(f"exit code {process.returncode}")
+    return text
 
 
 def child(
@@ -272,19 +321,13 @@ def child(
     environment: dict[str, str] | None = None,
     timeout: float | None = None,
 ) -> dict[str, Any]:
-    """Run a benchmark's one side as a process of its own; what it printed last, as JSON, and its
-    `wall` seconds.
+    """Run one side of a benchmark as a process of its own.
+
+    Return the JSON that it printed last, and `wall`, its seconds. Exits where it fails.
     """
     began = time.perf_counter()
-    command = [sys.executable, script, *map(str, words)]
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | (environment or {}),
-        timeout=timeout,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, words))}: exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1]) | {"wall": time.perf_counter() - began}
+    try:
+        text = run([sys.executable, script, *map(str, words)], environment, timeout)
+    except ChildFailed as error:
+        sys.exit(f"{' '.join(map(str, words))}: {error}")
+    return json.loads(text.splitlines()[-1]) | {"wall": time.perf_counter() - began}

@@ -1,8 +1,9 @@
-"""Pipeline efficiency: how much of the bare training loop's speed `hf-cifar train` keeps.
+"""Measure pipeline efficiency: the share of a bare training loop's images/s that `hf-cifar train`
+reaches.
 
-Both sides train the same model at the same batch and precision with fused AdamW and gradient
-clipping; ours also reads, crops, mirrors, resizes and normalises its images, follows a schedule and
-logs. Steady state: the first quarter of the steps is left out on both sides.
+Both sides train the same model with the same batch and precision, fused AdamW and gradient
+clipping. Ours also reads, crops, mirrors, resizes and normalises its images, follows a schedule and
+logs. The first quarter of the steps is left out on both sides.
 """
 
 import common
@@ -17,7 +18,7 @@ def main() -> None:
         "--images",
         type=int,
         default=1024,
-        help="of the training set; it is passed over again and again",
+        help="images of the training set, which is repeated",
     )
     parser.add_argument(
         "--precision",
@@ -50,8 +51,8 @@ def main() -> None:
             return train_recipe(recipe, fresh=True).metrics["train_steady_samples_per_second"]
 
         sides = {"hf-cifar": ours, "bare": lambda: common.bare_loop(recipe, device, batch, steps)}
-        found = common.in_turn(sides, turns, "images/s")
-    share = common.ratio(found["hf-cifar"], found["bare"])
+        figures = common.in_turn(sides, turns, "images/s")
+    share = common.ratio(figures["hf-cifar"], figures["bare"])
     goal = (">= 0.98" if gpu else ">= 0.97") if args.model != "toy" else ">= 0.90"
     common.say(
         f"{args.model}, {'bf16' if bf16 else 'fp32'}, batch {batch}: share of the bare loop",
@@ -63,7 +64,7 @@ def main() -> None:
         "batch": batch,
         "steps": steps,
         "bf16": bf16,
-        "images_per_second": found,
+        "images_per_second": figures,
         "share": share,
     }
     common.keep(args, device, f"efficiency-{args.model}", results)

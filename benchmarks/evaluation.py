@@ -1,6 +1,7 @@
-"""Evaluation: images a second of `hf-cifar evaluate` (its `predict.probabilities`), of the bare
-forward loop on one resident batch, and of `pipeline("image-classification")` at the best of several
-batch sizes, all in the same precision.
+"""Measure evaluation: images/s of `hf-cifar evaluate`, of a bare forward loop on one resident
+batch, and of `pipeline("image-classification")` with the best of several batch sizes.
+
+All three use the same precision.
 """
 
 import dataclasses
@@ -81,15 +82,15 @@ def main() -> None:
         tried = {size: piped(size) for size in sizes if size <= args.images}
         print(f"pipeline by batch size, images/s: {tried}", file=sys.stderr)
         best = max(tried, key=lambda size: tried[size])
-        ours(), bare()  # the first pass of each pays for what later ones find ready
-        found = common.in_turn(
+        ours(), bare()  # the first pass of each pays for what is set up once
+        figures = common.in_turn(
             {"hf-cifar": ours, "bare": bare, "pipeline": lambda: piped(best)},
             args.turns,
             "images/s",
         )
     share, speedup = (
-        common.ratio(found["hf-cifar"], found["bare"]),
-        common.ratio(found["hf-cifar"], found["pipeline"]),
+        common.ratio(figures["hf-cifar"], figures["bare"]),
+        common.ratio(figures["hf-cifar"], figures["pipeline"]),
     )
     title = f"{args.model}, {'bf16' if bf16 else 'fp32'}"
     common.say(f"{title}: share of the bare loop", share, ">= 0.97")
@@ -103,7 +104,7 @@ def main() -> None:
         "images": args.images,
         "pipeline_tried": tried,
     }
-    more = {"images_per_second": found, "share": share, "over_pipeline": speedup}
+    more = {"images_per_second": figures, "share": share, "over_pipeline": speedup}
     common.keep(args, device, f"evaluation-{args.model}", results | more)
 
 

@@ -1,9 +1,9 @@
-"""A linear probe on a pretrained backbone, solved to convergence, against ten epochs of the stock
-recipe with a frozen backbone.
+"""Compare a linear probe on a pretrained backbone, solved to convergence, with ten epochs of the
+stock recipe on the frozen backbone.
 
-Both start from images on the disk and end with a saved model and its test accuracy, each turn a
-process of its own; our caches (decoded images, features) are empty at every start. The accuracies
-must agree within their Wilson intervals.
+Both sides start from images on disk and end with a saved model and its test accuracy. Each turn is
+a process of its own, and our caches of decoded images and features are empty when it starts. The
+Wilson intervals of the two accuracies should overlap.
 """
 
 import argparse
@@ -121,10 +121,10 @@ def main() -> None:
             works[name].append(result["work"])
             return result["wall"]
 
-        found = common.in_turn(
+        seconds = common.in_turn(
             {"hf-cifar": lambda: run("hf-cifar"), "stock": lambda: run("stock")}, args.turns, "s"
         )
-    speedup = common.ratio(found["stock"], found["hf-cifar"])
+    speedup = common.ratio(seconds["stock"], seconds["hf-cifar"])
     inner = common.ratio(works["stock"], works["hf-cifar"])
     common.say(
         f"{args.model}, {args.image_size} px, {precision}: times as fast as the stock recipe",
@@ -143,7 +143,7 @@ def main() -> None:
         "model": os.path.basename(args.model),
         "precision": precision,
         "accuracy": accuracies,
-        "seconds": found,
+        "seconds": seconds,
     }
     common.keep(
         args,

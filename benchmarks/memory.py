@@ -1,5 +1,7 @@
-"""Peak host memory of a whole run (decoded table, training, scoring, plots, card) above that of the
-same model training on one resident batch. Both are processes of their own.
+"""Measure by how much the peak host memory of a whole run (decoded table, training, scoring, plots,
+card) exceeds that of the same model trained on one resident batch.
+
+Each is a process of its own.
 """
 
 import argparse
@@ -59,10 +61,10 @@ def main() -> None:
         return common.child(__file__, *words)["bytes"] / 1e6
 
     with common.workplace():
-        found = common.in_turn(
+        megabytes = common.in_turn(
             {"hf-cifar": lambda: run("hf-cifar"), "bare": lambda: run("bare")}, args.turns, "MB"
         )
-    above = [a - b for a, b in zip(found["hf-cifar"], found["bare"], strict=True)]
+    above = [a - b for a, b in zip(megabytes["hf-cifar"], megabytes["bare"], strict=True)]
     print(
         f"{args.model}: {sorted(above)[len(above) // 2]:.0f} MB above"
         f" ({min(above):.0f} to {max(above):.0f})  goal <= 400"
@@ -73,7 +75,7 @@ def main() -> None:
         "epochs": args.epochs,
         "batch": args.batch,
     }
-    common.keep(args, device, "memory", results | {"megabytes": found, "above": above})
+    common.keep(args, device, "memory", results | {"megabytes": megabytes, "above": above})
     return None
 
 

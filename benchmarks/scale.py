@@ -1,6 +1,6 @@
-"""Cost against work: seconds against the number of images, images/s against image size and model,
-and the start-up (command to first step) with an empty and a filled cache, beyond what imports and
-weights take.
+"""Measure how cost grows with work: seconds with the number of images, images/s with image size and
+model, and the start-up (from the command to the first step) beyond imports and weights, with an
+empty and with a filled cache.
 """
 
 import argparse
@@ -23,7 +23,7 @@ class FirstStep(Exception):
 
 
 def startup_side(args: argparse.Namespace) -> None:
-    """`hf-cifar train` up to its first step; imports are timed wherever they happen."""
+    """Run `hf-cifar train` up to its first step. Imports are timed wherever they happen."""
     imports, depth, real_import = 0.0, 0, builtins.__import__
 
     def timed_import(*words: Any, **more: Any) -> Any:
@@ -46,9 +46,9 @@ def startup_side(args: argparse.Namespace) -> None:
     def timed_load(*words: Any) -> Any:
         nonlocal weights
         began, before = time.perf_counter(), imports
-        found = load(*words)
+        backbone = load(*words)
         weights += time.perf_counter() - began - (imports - before)
-        return found
+        return backbone
 
     def first_step(*_: Any, **__: Any) -> None:
         raise FirstStep
@@ -72,7 +72,8 @@ def startup_side(args: argparse.Namespace) -> None:
 
 
 def startup(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    """Return the seconds of each start with an empty ("cold") and with a filled ("warm") cache."""
+    starts: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
     words = [
         "--side",
         "startup",
@@ -85,9 +86,9 @@ def startup(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ]
     for turn in range(args.turns):
         cache = {"HF_CIFAR_CACHE": str(folder / f"cache-{turn}")}
-        for name in found:
-            found[name].append(common.child(__file__, *words, environment=cache))
-    for name, rows in found.items():
+        for name in starts:
+            starts[name].append(common.child(__file__, *words, environment=cache))
+    for name, rows in starts.items():
         middle = {
             k: statistics.median(row[k] for row in rows)
             for k in ("total", "imports", "weights", "own")
@@ -98,12 +99,12 @@ def startup(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             f" of which {middle['own']:.2f} s are its own"
             f" ({middle['imports']:.2f} imports, {middle['weights']:.2f} weights){goal}"
         )
-    return found
+    return starts
 
 
 def against_images(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One epoch of n images, in seconds of the training itself; the line through them and how far
-    they stray from it.
+    """Return the seconds of training of one epoch of n images, the line through them, and how far
+    they are off it.
     """
     import numpy as np
 
@@ -124,10 +125,10 @@ def against_images(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             common.recipe(folder, args.data, args.model, bf16=False, **keys), fresh=True
         ).metrics["train_runtime"]
 
-    seconds(counts[0])  # the first run of a process pays for what the others find ready
+    seconds(counts[0])  # the first run of a process pays for what is set up once
     sides = {str(n): partial(seconds, n) for n in counts}
-    found = common.in_turn(sides, args.turns, "s")
-    middle = [statistics.median(found[str(n)]) for n in counts]
+    figures = common.in_turn(sides, args.turns, "s")
+    middle = [statistics.median(figures[str(n)]) for n in counts]
     slope, fixed = np.polyfit(
         counts, middle, 1, w=1 / np.array(middle)
     )  # a machine's noise is a share of the time
@@ -138,7 +139,7 @@ def against_images(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     print(f"{100 * max(map(abs, strays.values())):.1f} %")
     return {
-        "seconds": found,
+        "seconds": figures,
         "seconds_per_image": slope,
         "fixed_seconds": fixed,
         "off_the_line": strays,
@@ -146,8 +147,8 @@ def against_images(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def against_size(args: argparse.Namespace, folder: Path, device: Any) -> dict[str, Any]:
-    """Images/s of ours and of the bare loop by image size (ViT-Ti/16) and by model (at its own
-    size).
+    """Return images/s of ours and of the bare loop: of ViT-Ti/16 by image size, and of other models
+    at their own size.
     """
     from hf_cifar.runs.run import train_recipe
 
@@ -157,7 +158,7 @@ def against_size(args: argparse.Namespace, folder: Path, device: Any) -> dict[st
         cases += [(name, 224) for name in ("vit-b16", "vit-h14")]
     if args.quick:
         cases = [("vit-ti16", 32)]
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name, side in cases:
         shape = common.MODELS[name]
         batch = shape.batch * (16 if device.type == "cuda" else 1)
@@ -188,13 +189,13 @@ def against_size(args: argparse.Namespace, folder: Path, device: Any) -> dict[st
             end="",
         )
         common.say("  share of the bare loop", share)
-        found[f"{name} {side}"] = {
+        figures[f"{name} {side}"] = {
             "images_per_second": rates,
             "share": share,
             "forward_flops": flops,
             "bf16": bf16,
         }
-    return found
+    return figures
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""End to end against the stock recipe: the transformers example's way of fine-tuning, at its
-default of 0 workers and at the best of 2, 8 and all cores.
+"""Compare a whole run with the stock recipe: fine-tuning as transformers' own example does it, with
+0 workers (its default) and with the best of 2, 8 and all cores.
 
-Same model, epochs, batch and precision; each side trains, scores the test images and saves its
-model, as a process of its own (so that neither leaves anything behind for the other). Ours also
-writes plots and a card. Seconds are those of the whole process; `work` leaves out the imports.
-Caches of both sides are warm.
+Both sides use the same model, epochs, batch and precision, train, score the test images and save
+the model. Each is a process of its own, so that neither leaves anything behind for the other. Ours
+also writes plots and a card. Seconds are those of the whole process; `work` leaves the imports out.
+The caches of both sides are filled.
 """
 
 import argparse
@@ -115,10 +115,10 @@ def main() -> None:
         sides = {"hf-cifar": lambda: run("hf-cifar"), "stock, 0 workers": lambda: run("stock", 0)}
         if best:
             sides[f"stock, {best} workers"] = lambda: run("stock", best)
-        found = common.in_turn(sides, args.turns, "s")
+        seconds = common.in_turn(sides, args.turns, "s")
     speedups = {}
     for name in list(sides)[1:]:
-        speedups[name] = common.ratio(found[name], found["hf-cifar"])
+        speedups[name] = common.ratio(seconds[name], seconds["hf-cifar"])
         inner = common.ratio(works[name], works["hf-cifar"])
         common.say(f"{args.model}, {precision}: times as fast as the {name}", speedups[name])
         common.say("  without imports", inner)
@@ -140,7 +140,7 @@ def main() -> None:
         args,
         device,
         f"stock-{args.model}",
-        results | {"seconds": found, "work": works, "speedup": speedups},
+        results | {"seconds": seconds, "work": works, "speedup": speedups},
     )
     return None
 

@@ -1,5 +1,5 @@
-"""The stock recipe, as transformers' image classification example does it: one PIL image at a time
-through `with_transform`, RandomResizedCrop and flip, the default collator, the default Trainer.
+"""The stock recipe, as transformers' image classification example has it: one PIL image at a time
+through `with_transform`, RandomResizedCrop and mirror images, the default collator and Trainer.
 """
 
 from __future__ import annotations
@@ -17,25 +17,23 @@ from hf_cifar.data.sources.find import SAMPLE
 
 
 def load(data: str, images: int | None, test_images: int | None) -> DatasetDict:
-    """The splits train and test of a folder in the Hub's layout, cut to their first images."""
+    """Return the splits of a folder in the Hub's layout, cut to their first images."""
     root = SAMPLE if data == "sample" else Path(data)
     files = {
         split: [str(p) for p in sorted(root.rglob(f"{split}*.parquet"))]
         for split in ("train", "test")
     }
-    found = load_dataset("parquet", data_files=files)
+    splits = load_dataset("parquet", data_files=files)
     for split, most in (("train", images), ("test", test_images)):
-        if most and most < len(found[split]):
-            found[split] = found[split].select(range(most))
-    return found
+        if most and most < len(splits[split]):
+            splits[split] = splits[split].select(range(most))
+    return splits
 
 
 def stock_trainer(
     backbone: Any, folder: Path, data: DatasetDict, callbacks: list[Any], **arguments: Any
 ) -> Trainer:
-    """A Trainer of the backbone (`backbones.Backbone`) on `data`; `arguments` are
-    TrainingArguments'.
-    """
+    """Return a Trainer of a `models.load.Backbone` on `data`. arguments: of TrainingArguments."""
     processor, size = backbone.processor, backbone.image_size
     normalize = v2.Normalize(mean=processor.image_mean, std=processor.image_std)
     tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalize]

@@ -1,10 +1,10 @@
-"""ViT-H/14 at 224 px on a GPU, by method, with and without gradient checkpointing and
-torch.compile: images/s, the share of the bf16 matrix peak that is measured here and now, peak
+"""Measure ViT-H/14 at 224 px on a GPU, by method, with and without gradient checkpointing and
+torch.compile: images/s, the share of the bf16 matrix peak measured at the same time, and peak
 device memory. Each row is a process of its own.
 
-A training step is counted as the model's own work, without what checkpointing does twice: forward
-and two backward products (full), one backward product for frozen weights (LoRA), both only for the
-blocks that train (partial), forward alone (linear: the pass that computes the features).
+A training step counts the work of the model, without what checkpointing repeats: forward and two
+backward products (full), one backward product for frozen weights (LoRA), both only for the blocks
+that train (partial), forward alone (linear: the pass that computes the features).
 """
 
 import argparse
@@ -174,7 +174,7 @@ def main() -> None:
                         row = common.child(__file__, *words, "--method", method, *variant)
                     except (
                         SystemExit
-                    ) as error:  # out of memory, most likely: its own message stands above
+                    ) as error:  # most likely out of memory; torch's message stands above
                         print(error, file=sys.stderr)
                         row = {"failed": True}
                     row |= {"method": method, "variant": " ".join(variant)}
