@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from hf_cifar.cli.options import keys_help, parse_overrides
 from hf_cifar.errors import UserError
+from hf_cifar.recipe.checks import NOTHING_IN_LINEAR
 from hf_cifar.recipe.fields import (
     BLOCKS,
     PATHS,
@@ -396,14 +397,7 @@ def fit_adaptation(values):
     if method == "lora":
         values["freeze_groups"] = None
     if method == "linear":
-        for name in (
-            "dropout",
-            "drop_path_rate",
-            "freeze_groups",
-            "head_epochs",
-            "unfreeze_every",
-            "muon",
-        ):
+        for name in NOTHING_IN_LINEAR:
             values.pop(name, None)
     if values.get("head_epochs"):
         values["head_epochs"], values["unfreeze_every"] = 1.0, 0.0
@@ -425,6 +419,8 @@ def recipes(draw):
     for name in ("random_resized_crop_scale", "random_resized_crop_ratio"):
         if values.get(name) is not None:
             values[name] = sorted((values[name] * 2)[:2])
+    if values.get("teacher") is not None:
+        values["objective"] = "distillation"
     if isinstance(values.get("deep_pixels"), list):
         values["deep_pixels"] = [0.5, 99.5]
     views = {
@@ -469,7 +465,8 @@ def recipes(draw):
     ):
         values["num_train_epochs"] = 3.0
     values |= {k: draw(v) for k, v in more.items() if draw(st.booleans())}
-    if values.get("temperature_scaling") or values.get("early_stopping_patience"):
+    watching = ("temperature_scaling", "early_stopping_patience", "monitor_features")
+    if any(values.get(name) for name in watching):
         values |= {"validation_fraction": 0.1, "eval_strategy": "epoch", "save_strategy": "epoch"}
     return values
 
