@@ -118,9 +118,10 @@ def test_settings_of_the_trainer_end_in_one_line(keys, tmp_path, tiny, capsys):
 def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(key, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"{key}: ~/there\n")
+    objective = "distillation" if key == "teacher" else "classification"
+    recipe.write_text(f"objective: {objective}\n{key}: ~/there\n")
     from_file = load_recipe(str(recipe)).to_dict()[key]
-    recipe.write_text("seed: 0\n")
+    recipe.write_text(f"objective: {objective}\n")
     from_override = load_recipe("~/recipe.yaml", {key: "~/there"}).to_dict()[key]
     assert from_file == from_override == str(tmp_path / "there")
     assert str(tmp_path) not in load_recipe(str(recipe), {key: "~/there"}).public().to_yaml()
