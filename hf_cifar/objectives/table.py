@@ -5,10 +5,12 @@ from __future__ import annotations
 from hf_cifar.errors import UserError
 from hf_cifar.objectives.base import Objective
 from hf_cifar.objectives.classification import Classification
+from hf_cifar.objectives.distillation import Distillation
 from hf_cifar.recipe.recipe import Recipe
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
+    "distillation": Distillation,
 }
 
 

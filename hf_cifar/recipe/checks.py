@@ -51,6 +51,8 @@ def check_keys_together(recipe: Recipe, where: str) -> None:
             f"{where}: use_liger_kernel: needs the package liger-kernel; install it or leave the"
             " key out"
         )
+    if recipe.teacher is not None and recipe.objective != "distillation":
+        raise UserError(f"{where}: teacher: works only with `objective: distillation`; set it")
     _check_method(recipe, where)
     _check_validation(recipe, where)
     _check_augmentation(recipe, where)

@@ -177,7 +177,19 @@ class TransformKeys:
 class ObjectiveKeys:
     """What the model learns."""
 
-    objective: str = key("classification", "what the model learns")
+    objective: str = key(
+        "classification",
+        "what the model learns: classification, or distillation (from a `teacher` as well)",
+    )
+    teacher: str | None = key(
+        None, "distillation: run folder or model whose answers to the training images are learned"
+    )
+    teacher_weight: Share = key(
+        0.5, "distillation: weight of the teacher in the loss; the labels have the rest"
+    )
+    distillation_temperature: Positive = key(
+        2.0, "distillation: number that logits are divided by before they are compared"
+    )
 
 
 WeightGroup = Literal["norms", "biases", "attention", "embeddings", "head"]
@@ -383,7 +395,15 @@ REFUSED = {
     " accelerate`)",
 }
 # Keys that may name a file or folder; `~` at their start means the home folder.
-PATHS = {"model_name_or_path", "dataset_name", "exclude", "output_dir", "deepspeed", "fsdp_config"}
+PATHS = {
+    "model_name_or_path",
+    "dataset_name",
+    "exclude",
+    "teacher",
+    "output_dir",
+    "deepspeed",
+    "fsdp_config",
+}
 
 
 def project_fields() -> dict[str, dataclasses.Field]:
