@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 from hf_cifar.cli.options import new_command, quiet_libraries
 from hf_cifar.cli.output import say
+from hf_cifar.errors import UserError
+from hf_cifar.text import visible
 
 
 def add_parser(commands: Any) -> None:
@@ -24,6 +27,12 @@ def add_parser(commands: Any) -> None:
     action = actions.add_parser("check", help="decode all images and compare with known SHA-256")
     action.set_defaults(run=check)
     action.add_argument("folder", metavar="DIR", type=Path)
+    action.add_argument(
+        "--against", metavar="OTHER", help="a second data set: say in what the pictures differ"
+    )
+    action.add_argument("--model", metavar="RUN", help="with --against: compare its features too")
+    action.add_argument("--out", type=Path, help="with --against: folder for comparison.png")
+    action.add_argument("--json", action="store_true", help="with --against: one JSON object")
 
 
 def fetch(args: argparse.Namespace) -> None:
@@ -35,6 +44,10 @@ def fetch(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> int:
+    if args.against is not None:
+        return compare(args)
+    if args.model is not None or args.out is not None or args.json:
+        raise UserError("data check: --model, --out and --json need --against OTHER")
     from hf_cifar.data.check import check
 
     results = check(args.folder)
@@ -42,3 +55,34 @@ def check(args: argparse.Namespace) -> int:
         say(f"{split:<12}{rows:>8,} rows  {'ok' if ok else 'WRONG':<6}{message}")
         say(f"{'':<12}sha256 {sha256}")
     return 0 if all(result.ok for result in results) else 1
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Say in what the pictures of two data sets differ."""
+    quiet_libraries()
+    from hf_cifar.adaptation.compare import compare_places, typical
+
+    names = [str(args.folder), args.against]
+    result, sides = compare_places(names[0], names[1], args.model)
+    if args.out is not None:
+        from hf_cifar.reporting.comparison_plot import write_comparison_plot
+
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+            write_comparison_plot(args.out / "comparison.png", result, names, typical(sides))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {args.out} ({error.strerror}); name another folder with --out"
+            ) from None
+    if args.json:
+        say(json.dumps(result))
+        return 0
+    say(f"{'':<12}{'first':>9}{'second':>9}  difference in deviations, p-value")
+    for name, look in result["looks"].items():
+        ours, theirs = look["means"]
+        say(f"{name:<12}{ours:9.2f}{theirs:9.2f}  {look['difference']:+.2f}, {look['p_value']:.2g}")
+    for name, (ours, theirs) in result["labels"].items():
+        say(f"{visible(name, 40)}: {100 * ours:.1f} % and {100 * theirs:.1f} % of the pictures")
+    if (features := result["features"]) is not None:
+        say(f"features: {features['distance']:.2f} deviations apart, p = {features['p_value']:.2g}")
+    return 0
