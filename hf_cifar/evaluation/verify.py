@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_cifar.data.load import load_split
+from hf_cifar.data.load import check_classes, load_split
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.card_claim import Claim, card_claim
 from hf_cifar.evaluation.classifier import load_classifier, probabilities
@@ -60,6 +60,7 @@ def verify(model: str, dataset: str, labels: str | None, out: Path | None) -> Ve
     given = parse_labels(labels)
     classifier = load_classifier(model)
     test = load_split(data_recipe("", dataset), "test", classifier.pixel_range)
+    check_classes(dataset, [test])
     data_labels = list(test.images.label_names)
     mapping = map_labels(classifier.labels, data_labels, given)
     outputs = probabilities(classifier, test, batch_size=BATCH, bf16=False)
