@@ -140,5 +140,5 @@ def test_a_method_that_makes_no_sense_is_refused(train_brightness: Callable[...,
 
 
 def test_an_unknown_objective_is_refused(train_brightness: Callable[..., Run]) -> None:
-    with pytest.raises(UserError, match="objective: must be one of classification, distillation, brightness"):
+    with pytest.raises(UserError, match=r"objective: must be one of .*brightness, got 'guessing'"):
         train_brightness("full", objective="guessing")
