@@ -24,6 +24,7 @@ from hf_cifar.recipe.recipe import Recipe
 
 log = logging.getLogger(__name__)
 MOST_UNLABELLED = 20_000  # images that refine; more change the means by less than a draw does
+LOGISTIC_FROM = 5  # images a class; held-out images are too few to tell means and logistic apart
 FOLDS = 5  # most parts of the labelled images that are held out in turn
 
 
@@ -108,8 +109,8 @@ def few_shot(study: FewShotData, shots: Sequence[int], draws: int) -> dict[str, 
 
     `results` has, for each number of shots and method, `mean` over the draws, their 95 % interval
     (`low`, `high`: of the mean, by Student's t; None for one draw) and `accuracies`, one a draw.
-    Methods: `means`, `knn`, `logistic`, and `labels`, the one of means and logistic that does
-    better on labelled images held out. With a refiner also `refined`, class means refined on images
+    Methods: `means`, `knn`, `logistic`, and `labels`, which is means below LOGISTIC_FROM images a
+    class and logistic from there on. With a refiner also `refined`, class means refined on images
     without labels, and `guarded`, which is `refined` where held-out images say that it helps, else
     `labels`.
 
@@ -178,7 +179,8 @@ def fit_heads(study: FewShotData, rows: torch.Tensor, labels: torch.Tensor) -> d
         "means": _with_held_out("means", means, parts, subsets, features, labels),
         "logistic": Head("logistic", *logistic),
     }
-    heads["labels"] = max(heads.values(), key=lambda head: head.held_out or 0.0)
+    shots = len(labels) // classes
+    heads["labels"] = heads["logistic" if shots >= LOGISTIC_FROM else "means"]
     if study.refiner is None:
         return heads
     whole = torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)

@@ -43,7 +43,7 @@ def save_few_shot_run(
     """Fit the head of the first draw of `shots` images a class and write it as a run; return its
     folder.
 
-    The head is the one that does best on labelled images held out; test images choose nothing.
+    The head is `guarded`, or `labels` without a refiner; test images choose nothing.
 
     result: what `few_shot` returned. backbone_word, overrides: of the command line, for the card.
     Raises UserError where the folder belongs to something else.
