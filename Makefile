@@ -5,6 +5,7 @@
 # make faults        kills, damaged files and full disks, counted
 # make lint          ruff and mypy
 # make bench         the speed benchmarks
+# make gpu           what only a GPU can tell, in 35 minutes; TINY=1 tries it on any machine
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?= sample
@@ -12,7 +13,7 @@ BIN = $(VENV)/bin
 FLOORS = $(VENV)/floors
 PYTEST = -m pytest -n logical --dist worksteal
 
-.PHONY: quickstart test test-all test-floors faults lint bench wheel clean
+.PHONY: quickstart test test-all test-floors faults lint bench gpu wheel clean
 
 # uv sets up in a quarter of pip's time; pip does it where uv can't be had.
 $(VENV)/.installed: pyproject.toml
@@ -49,8 +50,11 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/efficiency.py --model toy --turns 30 --steps 80 --data $(DATA)
 	for m in toy resnet-18 vit-ti16; do \
 		$(BIN)/python benchmarks/stock.py --model $$m --data $(DATA) || exit 1; done
-	for n in linear_probe evaluation vit_huge scale memory; do \
+	for n in linear_probe small_sets evaluation scale memory; do \
 		$(BIN)/python benchmarks/$$n.py --data $(DATA) || exit 1; done
+
+gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu.py --data $(DATA) $(if $(TINY),--tiny) $(GPU_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

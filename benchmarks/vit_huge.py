@@ -128,7 +128,12 @@ def main() -> None:
     parser.add_argument(
         "--checkpointing", action="store_true", help="(used by the benchmark itself)"
     )
-    parser.add_argument("--compile", action="store_true", help="(used by the benchmark itself)")
+    parser.add_argument(
+        "--compile", action="store_true", help="with --plain: with torch.compile, and nothing else"
+    )
+    parser.add_argument(
+        "--plain", action="store_true", help="without the variants of checkpointing and compiling"
+    )
     args = parser.parse_args()
     if args.side:
         return side(args)
@@ -148,6 +153,8 @@ def main() -> None:
         ("--compile",),
         ("--checkpointing", "--compile"),
     ]
+    if args.plain:
+        variants = [("--compile",) if args.compile else ()]
     if args.smoke:
         args.batch, args.steps, args.images, args.blocks, args.turns = 2, 4, 8, 1, 1
         methods, variants = methods[:1] if args.quick else methods, variants[:1]
