@@ -258,8 +258,9 @@ def fit_in_span(
         ((features - centre) @ axes.T)[None], labels, classes, seed=seed, strengths=strengths
     )
     weight = fitted.weight @ axes
-    best = next(score for score in fitted.scores if score["strength"] == fitted.strength)
-    held_out = None if np.isnan(best["accuracy"]) else best["accuracy"]
+    held_out = next(
+        (score["accuracy"] for score in fitted.scores if score["strength"] == fitted.strength), None
+    )
     return LinearHead(weight, fitted.bias - weight @ centre), held_out
 
 
