@@ -18,6 +18,7 @@ from hf_cifar.data.sources.find import find_source
 from hf_cifar.data.splits import Split
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import load_classifier
+from hf_cifar.features.extract import CPU_BATCH
 from hf_cifar.recipe.recipe import Recipe
 
 LOOKS = ("red", "green", "blue", "brightness", "contrast", "saturation", "sharpness")
@@ -68,7 +69,7 @@ def compare_places(first: str, second: str, model: str | None) -> tuple[dict[str
             shares[number] = float((side.split.labels == label).mean())
     if model is not None:
         classifier = load_classifier(model)
-        ours, theirs = (answer(classifier, side.split, CHUNK).features for side in sides)
+        ours, theirs = (answer(classifier, side.split, CPU_BATCH).features for side in sides)
         spread = np.sqrt(ours.var(0).sum())
         result["features"] = {
             "distance": float(np.linalg.norm(theirs.mean(0) - ours.mean(0)) / max(spread, 1e-12)),
