@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -140,6 +141,7 @@ def main() -> None:
         if args.readme == README:
             args.results.mkdir(parents=True, exist_ok=True)
             args.readme = shutil.copy(README, args.results / "README.md")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part ends, too
     complete = measure_all(args, args.results)
     write_table(Path(args.readme), args.results)
     print(table(args.results))

@@ -10,7 +10,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(
-    p.stem for p in BENCHMARKS.glob("*.py") if p.stem not in ("common", "stock_recipe")
+    p.stem for p in BENCHMARKS.glob("*.py") if p.stem not in ("common", "stock_recipe", "gpu_parts")
 )
 # Those that are timed in turns have the options of `common.parser`.
 TIMED = [n for n in SCRIPTS if "common.parser(" in (BENCHMARKS / f"{n}.py").read_text()]
