@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from hf_cifar.features.logistic_regression import fit_logistic_regression
+
 SCORES = ("softmax", "energy", "knn", "mahalanobis")
 NEIGHBOUR = 10  # the neighbour whose cosine counts
 SHRINKAGE = 0.1  # of the shared covariance towards its mean variance
@@ -26,15 +28,14 @@ class Known(NamedTuple):
     bias: torch.Tensor
 
     def without(self, label: int) -> Known:
-        """Return what a model that lacks one class would know."""
+        """Return what a model that lacks one class would know: the other classes, with a head that
+        is fitted to them anew, since the old one has learned what they are not.
+        """
         rows, classes = self.labels != label, torch.arange(len(self.bias)) != label
         numbers = torch.cumsum(classes, 0) - 1
-        return Known(
-            self.features[rows],
-            numbers[self.labels[rows]],
-            self.weight[classes],
-            self.bias[classes],
-        )
+        features, labels = self.features[rows], numbers[self.labels[rows]]
+        head = fit_logistic_regression(features[None], labels, len(self.bias) - 1, seed=0)
+        return Known(features, labels, head.weight, head.bias)
 
 
 def stranger_scores(known: Known, features: torch.Tensor) -> dict[str, np.ndarray]:
@@ -100,6 +101,9 @@ def leave_classes_out(
     known: Known, features: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, float]:
     """Return for each of SCORES the mean AUROC when each class in turn is the stranger.
+
+    Features of a fine-tuned backbone still know the class that is left out, so it counts as a
+    stranger that is somewhat easier to tell than others.
 
     features: float32 [n, D] of pictures that the model was not trained on. labels: int64 [n].
     """
