@@ -37,7 +37,7 @@ test-floors: $(VENV)/.installed
 	$(BIN)/python -m pip install -q uv
 	test -x $(FLOORS)/bin/python || $(BIN)/uv venv -q --python $(BIN)/python $(FLOORS)
 	$(BIN)/uv pip install -q --python $(FLOORS)/bin/python --resolution lowest-direct \
-		-e ".[quickstart]"
+		-e ".[quickstart,audit]"
 	$(BIN)/uv pip install -q --python $(FLOORS)/bin/python pytest pytest-xdist hypothesis tensorboard
 	$(FLOORS)/bin/python $(PYTEST) --ignore tests/project --ignore tests/benchmarks
 

@@ -80,7 +80,8 @@ class FrozenLowerBlocks:
         self.blank = torch.zeros((), device=self.device)
         mode = model.training
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # training must draw what it draws without the probe
+        # Training must draw what it draws without the probe.
+        with torch.random.fork_rng(devices, device_type="cuda"):
             try:
                 self._find_stand_ins()
                 self._check()
