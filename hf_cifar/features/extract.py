@@ -16,7 +16,14 @@ from torch import nn
 
 from hf_cifar.data.batches import ImageBatches, whole_batch
 from hf_cifar.distributed import all_processes, is_local_writer, world_size
-from hf_cifar.features.store import entry_path, entry_writer, load_entry, read_cost, write_cost
+from hf_cifar.features.store import (
+    Cost,
+    entry_path,
+    entry_writer,
+    load_entry,
+    read_cost,
+    write_cost,
+)
 from hf_cifar.models.structure import head
 
 log = logging.getLogger(__name__)
@@ -27,12 +34,12 @@ CPU_BATCH = 32
 
 @dataclass(frozen=True)
 class Features:
-    """values: float32 [views, n, D]. seconds_from_nothing: what it costs to compute them, also
-    where they came from the cache; None where that is not known.
+    """values: float32 [views, n, D]. cost: what it cost to compute them, also where they came from
+    the cache; None where that is not known.
     """
 
     values: np.ndarray
-    seconds_from_nothing: float | None
+    cost: Cost | None
 
 
 def run_over_images(
@@ -158,12 +165,12 @@ def compute_features(
             filled += len(values)
     finally:
         hook.remove()
-    seconds = time.perf_counter() - start
+    cost = Cost.since(start)
     if is_local_writer():
         try:
             with entry_writer(path, features.shape, features.dtype) as write:
                 write(features.data)
-            write_cost(path, seconds)
+            write_cost(path, cost)
         except OSError as error:
             log.warning("features: not cached: %s", error)
-    return Features(features, seconds)
+    return Features(features, cost)

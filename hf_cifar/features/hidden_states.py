@@ -19,7 +19,14 @@ from hf_cifar.data.batches import ImageBatches
 from hf_cifar.distributed import all_processes, cores_for_each_process, is_local_writer
 from hf_cifar.features.extract import run_over_images
 from hf_cifar.features.lower_blocks import STORED, CannotCache, FrozenLowerBlocks
-from hf_cifar.features.store import entry_path, entry_writer, load_entry, read_cost, write_cost
+from hf_cifar.features.store import (
+    Cost,
+    entry_path,
+    entry_writer,
+    load_entry,
+    read_cost,
+    write_cost,
+)
 from hf_cifar.training.progress import image_progress
 
 log = logging.getLogger(__name__)
@@ -101,9 +108,9 @@ def hidden_state_batches(
     workers: int,
     weights: str,
     quiet: bool,
-) -> tuple[dict[str, HiddenStateBatches], float | None]:
-    """Return the hidden states of each set, {name: (images, number of views)}, and the seconds that
-    all of them cost, also where they came from the cache (None: not known).
+) -> tuple[dict[str, HiddenStateBatches], list[Cost | None]]:
+    """Return the hidden states of each set, {name: (images, number of views)}, and what each set
+    cost to compute, also where it came from the cache (None: not known).
 
     They are computed once, written to files below `cache` as they come, and memory-mapped.
 
@@ -153,13 +160,11 @@ def hidden_state_batches(
     with image_progress("hidden states", images, not quiet) as bar:
         for name, (batches, views) in missing.items():
             values[name] = _compute(lower, batches, views, paths[name], batch_size, workers, bar)
-    costs = [read_cost(path) for path in paths.values()]
-    total = None if None in costs else sum(cast(list[float], costs))
     batches_of = {
         name: HiddenStateBatches(values[name], batches.labels, lower)
         for name, (batches, _) in sets.items()
     }
-    return batches_of, total
+    return batches_of, [read_cost(path) for path in paths.values()]
 
 
 def _compute(
@@ -188,7 +193,7 @@ def _compute(
     if not all_processes(error is None):
         raise CannotCache(f"hidden states can't be written ({error or 'in another process'})")
     if is_local_writer():
-        write_cost(path, time.perf_counter() - start)
+        write_cost(path, Cost.since(start))
     entry = load_entry(path, shape)
     if not all_processes(entry is not None):
         raise CannotCache("the hidden states that were written can't be read")

@@ -10,7 +10,8 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import xxhash
 from hf_cifar.data.batches import ImageBatches
 from hf_cifar.distributed import is_local_writer
 from hf_cifar.files import atomic_file, json_digest, write_json
+from hf_cifar.host import peak_host_memory
 from hf_cifar.models.structure import head_name
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,35 @@ NAMING_KEYS = (
     "_name_or_path",
     "transformers_version",
 )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What computing features cost. peak_host_memory_bytes: of the process, up to their end."""
+
+    seconds: float
+    peak_host_memory_bytes: int
+
+    @classmethod
+    def since(cls, start: float) -> Cost:
+        """Return the cost of what began at `start`, a `time.perf_counter()`, and ends now."""
+        return cls(time.perf_counter() - start, peak_host_memory())
+
+
+def cost_facts(costs: Sequence[Cost | None]) -> dict[str, float | int | None]:
+    """Return what metrics.json says of the cost of features that may come from the cache.
+
+    features_runtime_from_nothing: seconds. features_peak_host_memory_bytes: of the process that
+    computed them. Both are None where a cost is not known.
+    """
+    known = [cost for cost in costs if cost is not None]
+    complete = bool(known) and len(known) == len(costs)
+    return {
+        "features_runtime_from_nothing": sum(c.seconds for c in known) if complete else None,
+        "features_peak_host_memory_bytes": max(c.peak_host_memory_bytes for c in known)
+        if complete
+        else None,
+    }
 
 
 def weights_fingerprint(model: Any) -> str:
@@ -158,15 +189,16 @@ def _matches_digest(path: Path) -> bool:
         return digest.digest() == file.read()
 
 
-def write_cost(path: Path, seconds: float) -> None:
-    """Note beside a cache entry how long it took to compute."""
+def write_cost(path: Path, cost: Cost) -> None:
+    """Note beside a cache entry what it cost to compute."""
     with contextlib.suppress(OSError):  # a note that can't be kept is no reason to stop
-        write_json(path.with_suffix(".json"), {"seconds": seconds})
+        write_json(path.with_suffix(".json"), asdict(cost))
 
 
-def read_cost(path: Path) -> float | None:
-    """Return the seconds that a cache entry took to compute, where they are known."""
+def read_cost(path: Path) -> Cost | None:
+    """Return what a cache entry cost to compute, where it is known."""
     try:
-        return float(json.loads(path.with_suffix(".json").read_text())["seconds"])
+        note = json.loads(path.with_suffix(".json").read_text())
+        return Cost(float(note["seconds"]), int(note["peak_host_memory_bytes"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -16,7 +16,7 @@ from hf_cifar.data.image_cache import cache_folder
 from hf_cifar.evaluation.knn import knn_accuracy
 from hf_cifar.features.extract import Features, compute_features
 from hf_cifar.features.logistic_regression import LogisticRegression, fit_logistic_regression
-from hf_cifar.features.store import weights_fingerprint
+from hf_cifar.features.store import cost_facts, weights_fingerprint
 from hf_cifar.methods.base import Learner, Method, Setup
 from hf_cifar.models.structure import head
 from hf_cifar.recipe.fields import TRAINING_DEFAULTS, MethodKeys
@@ -92,7 +92,6 @@ class ProbeLearner:
         start = time.perf_counter()
         train, evaluation = self._compute_features()
         features_end = time.perf_counter()
-        costs = [f.seconds_from_nothing for f in (train, *evaluation.values())]
         labels = cast(np.ndarray, self.setup.datasets.train.labels)
         device = self.setup.arguments.device
         self.classifier = fit_logistic_regression(
@@ -107,7 +106,7 @@ class ProbeLearner:
         }
         self.metrics = {
             "features_runtime": features_end - start,
-            "features_runtime_from_nothing": None if None in costs else sum(cast(Any, costs)),
+            **cost_facts([f.cost for f in (train, *evaluation.values())]),
             "train_runtime": fit_end - features_end,
             "probe_strength": self.classifier.strength,
             "probe_scores": self.classifier.scores,

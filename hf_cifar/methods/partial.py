@@ -17,7 +17,7 @@ from hf_cifar.data.batches import BatchDataset, ImageBatches
 from hf_cifar.data.image_cache import cache_folder
 from hf_cifar.features.hidden_states import HiddenStateBatches, hidden_state_batches
 from hf_cifar.features.lower_blocks import CannotCache, FrozenLowerBlocks
-from hf_cifar.features.store import weights_fingerprint
+from hf_cifar.features.store import Cost, cost_facts, weights_fingerprint
 from hf_cifar.methods.base import Learner, Method, Setup
 from hf_cifar.methods.gradient_learner import GradientLearner
 from hf_cifar.methods.trainable import (
@@ -71,11 +71,11 @@ class HiddenStateLearner(GradientLearner):
         train_dataset: HiddenStateBatches,
         evaluation: dict[str, BatchDataset],
         seconds: float,
-        seconds_from_nothing: float | None,
+        costs: list[Cost | None],
     ) -> None:
         super().__init__(setup, train_dataset, evaluation)
         self.lower = lower
-        self.feature_seconds, self.seconds_from_nothing = seconds, seconds_from_nothing
+        self.feature_seconds, self.costs = seconds, costs
 
     @classmethod
     def make(cls, setup: Setup) -> HiddenStateLearner:
@@ -108,7 +108,7 @@ class HiddenStateLearner(GradientLearner):
         # With one view, the clean images of train that are scored are part of what trains.
         clean_train = images.pop("train", None) if train.views == 1 else None
         sets = {name: (batches, 1) for name, batches in images.items()}
-        hidden, seconds_from_nothing = hidden_state_batches(
+        hidden, costs = hidden_state_batches(
             lower,
             sets | {"training": (train, recipe.feature_views or 1)},
             cache_folder(),
@@ -129,12 +129,12 @@ class HiddenStateLearner(GradientLearner):
             arguments.dataloader_num_workers = training.workers
             setup = dataclasses.replace(setup, arguments=arguments)
         seconds = time.perf_counter() - start
-        return cls(setup, lower, training, evaluation, seconds, seconds_from_nothing)
+        return cls(setup, lower, training, evaluation, seconds, costs)
 
     def results(self) -> dict[str, Any]:
         return super().results() | {
             "features_runtime": self.feature_seconds,
-            "features_runtime_from_nothing": self.seconds_from_nothing,
+            **cost_facts(self.costs),
         }
 
     def trained_model(self) -> Any:

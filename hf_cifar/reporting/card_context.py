@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Collection
 from typing import Any
 
+from hf_cifar.data.deep_pixels import PixelRange
 from hf_cifar.evaluation.metrics import wilson
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.recipe.yaml_text import write_yaml
@@ -20,6 +21,7 @@ from hf_cifar.reporting.plot_style import needs_more_than_base_font
 from hf_cifar.reporting.plots import ADDED_PLOTS, PLOTS
 
 CONFUSED_PAIRS = 3  # shown
+PEAKS = ("peak_host_memory_bytes", "features_peak_host_memory_bytes")
 WITHOUT_EFFECT = (
     "output_dir",
     "disable_tqdm",
@@ -63,6 +65,10 @@ def card_context(
         context["overconfidence"] = sum(gaps) / total
     if len(seeds := present.get("test_accuracy_seeds", [])) > 1:
         context["seeds_mean"], context["seeds_sd"] = statistics.mean(seeds), statistics.stdev(seeds)
+    if peaks := [present[name] for name in PEAKS if name in present]:
+        context["peak_host_memory_bytes_from_nothing"] = max(peaks)
+    if pixel_range := PixelRange.from_config(present.get("deep_pixels")):
+        context["conversion"] = pixel_range.instructions()
     if metrics.get("recipe"):
         context["recipe_changes"] = _recipe_changes(metrics["recipe"])
     return context

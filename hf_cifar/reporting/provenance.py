@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import resource
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from hf_cifar.distributed import usable_cores
+from hf_cifar.host import peak_host_memory
 
 LIBRARIES = (
     "torch",
@@ -83,18 +83,9 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
     """
     device_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {
-        "peak_host_memory_bytes": _peak_host_memory(),
+        "peak_host_memory_bytes": peak_host_memory(),
         "peak_device_memory_bytes": device_bytes,
     }
-
-
-def _peak_host_memory() -> int:
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # On Linux ru_maxrss starts with the value of the process that started this one.
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def energy_joules(device: torch.device) -> float | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "hf_cifar"
 LAYERS = [  # lowest first; packages of one line don't need each other
-    ["errors", "text"],
+    ["errors", "host", "text"],
     ["files", "network"],
     ["distributed"],
     ["augmentation", "recipe"],

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hf_cifar.data.deep_pixels import PixelRange
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.metrics import classification_metrics
 from hf_cifar.recipe.fields import TRAINING_DEFAULTS
@@ -149,17 +150,36 @@ def test_code_blocks_can_not_be_left_from_within(fresh):
     assert yaml.safe_load(inside[1]) == {"dataset_name": text}
 
 
-def test_warnings_and_notes_stand_where_they_are_read(fresh):
+def test_warnings_stand_where_they_are_read(fresh):
     card = fresh(warnings=["It is *no* better than chance.", "Second."])
     body = card.split("---\n", 2)[2]
     first, second = "It is \\*no\\* better than chance.", "Second."
     assert body.startswith(f"\n# my_run\n\n> **Warning:** {first}\n\n> **Warning:** {second}\n\n")
-    use = card.split("## Use")[1].split("## Results")[0]
-    assert "Divide 16-bit pictures by 257 first." in use
     assert "Warning" not in fresh(warnings=[])
 
 
+@pytest.mark.parametrize("bounds", ["type", [100.0, 4095.0]])
+def test_the_card_says_how_deep_pictures_are_converted(fresh, bounds):
+    assert "8 bits" not in fresh()
+    use = fresh(deep_pixels=bounds).split("## Use")[1].split("## Results")[0]
+    expression = re.search(r"`PIL\.Image\.fromarray\((.+)\)`", use)[1]
+    low, high = map(float, re.search(r"`LOW, HIGH = (\S+), (\S+)`", use).groups())
+    values = np.arange(0, 65_536, 7, dtype=np.uint16)[None]
+    converted = eval(expression, {"np": np, "picture": values, "LOW": low, "HIGH": high})
+    expected = PixelRange.from_config(bounds).to_8_bits(values)
+    np.testing.assert_array_equal(converted, expected)
+
+
 def test_what_a_run_from_nothing_takes_is_told_only_where_it_differs(fresh):
+    peak = METRICS["peak_host_memory_bytes"]
+    row = next(line for line in fresh().splitlines() if "host process" in line)
+    assert "with cached features, 4.60 GiB from nothing" in row
+    row = next(
+        line
+        for line in fresh(features_peak_host_memory_bytes=peak - 1).splitlines()
+        if "host process" in line
+    )
+    assert "from nothing" not in row
     card = fresh(features_runtime=92.0, features_runtime_from_nothing=92.01)
     assert "| Features of all images, computed once | 92.0 s |" in card
     card = fresh(features_runtime=92.0, features_runtime_from_nothing=None)
