@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 pytest_plugins = ["helpers.hub_fixtures"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test, so that no core waits for it at the end."""
+    items.sort(key=lambda item: item.name != "test_every_block_that_needs_nothing")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_and_no_progress_bars() -> None:
     import torch

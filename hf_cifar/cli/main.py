@@ -78,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         say("", end="")  # help may still be buffered
     except HfCifarError as error:
         code = _fail(str(error), error.exit_code)
+    # From here on SIGTERM, which torchrun sends when another process failed, just ends the process:
+    # an exception while Python shuts down would print a traceback.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.exit(code)
 
 

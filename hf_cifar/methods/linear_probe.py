@@ -16,7 +16,7 @@ from hf_cifar.data.image_cache import cache_folder
 from hf_cifar.evaluation.knn import knn_accuracy
 from hf_cifar.features.extract import Features, compute_features
 from hf_cifar.features.logistic_regression import LogisticRegression, fit_logistic_regression
-from hf_cifar.features.store import cost_facts, weights_fingerprint
+from hf_cifar.features.store import Cost, cost_facts, weights_fingerprint
 from hf_cifar.methods.base import Learner, Method, Setup
 from hf_cifar.models.structure import head
 from hf_cifar.recipe.fields import TRAINING_DEFAULTS, MethodKeys
@@ -142,7 +142,7 @@ class ProbeLearner:
             train_features = compute(train, views=views)
         if clean_train is not None:
             clean = train_features.values[:, : len(clean_train)]
-            evaluation["train"] = Features(clean, 0.0)
+            evaluation["train"] = Features(clean, Cost(0.0, 0))
         return train_features, evaluation
 
     def predict(self, name: str) -> np.ndarray:

@@ -10,7 +10,7 @@
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
 set -euo pipefail
-main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r main < <(scontrol show hostnames "$SLURM_JOB_NODELIST")  # the first node
 # Seconds for the last checkpoint, within the 120 of --signal; torch's default is 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
 export MAIN="$main" RECIPE="${1:?name a recipe}" PROCESSES=$((SLURM_NNODES * 8))
