@@ -37,7 +37,8 @@ class PictureFolder:
         self.labels = np.zeros(len(listed), np.int64)
         self.label_names = ["picture"]
         text = "\n".join(f"{name} {state}" for name, state in listed)
-        self.fingerprint = hashlib.sha256(f"{folder.resolve()}\n{text}".encode()).hexdigest()
+        content = f"{folder.resolve()}\n{text}".encode(errors="surrogateescape")
+        self.fingerprint = hashlib.sha256(content).hexdigest()
         self.bad: list[str] = []
 
     def __len__(self) -> int:

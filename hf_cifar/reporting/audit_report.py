@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,9 @@ from matplotlib.figure import Figure
 from hf_cifar.data.exclusions import write_exclusions
 from hf_cifar.evaluation.audit import Audit
 from hf_cifar.files import write_json, write_text
-from hf_cifar.reporting.plot_style import PLAIN, drawing, plot_labels, save_figure
+from hf_cifar.reporting.contact_sheet import ON_A_SHEET, draw_contact_sheet
+from hf_cifar.reporting.plot_style import drawing, plot_labels, save_figure
 
-ON_A_SHEET = 60  # pictures
-COLUMNS = 10
 SECTIONS = {
     "label": "Labels that are likely wrong: given → suggested, and how probable the given one is",
     "duplicate exact": "Exact duplicates, in pairs",
@@ -92,13 +90,4 @@ def contact_sheet(audit: Audit, rows: Sequence[dict[str, Any]]) -> Figure:
         if row["other_split"]:
             other = audit.picture(row["other_split"], row["other_row"])
             cells.append((other, f"{row['other_split']} {row['other_row']}"))
-    lines = math.ceil(len(cells) / COLUMNS)
-    figure = Figure(figsize=(1.25 * COLUMNS, 1.75 * lines), layout="constrained")
-    grid = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, (picture, title) in zip(grid, cells, strict=False):
-        smoothing = "nearest" if max(picture.shape) < 200 else "antialiased"
-        axes.imshow(picture, interpolation=smoothing)
-        axes.set_title(title, fontsize=7, **PLAIN)
-    return figure
+    return draw_contact_sheet(cells)

@@ -25,7 +25,8 @@ from hf_cifar.errors import UserError
 from hf_cifar.files import json_digest
 from hf_cifar.text import visible
 
-TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "labels.csv")
+LABELS_FILE = "labels.csv"  # also written by `hf-cifar label`; a person fills in its labels
+TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", LABELS_FILE)
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
 CLASS_COLUMNS = (*LABEL_COLUMNS, "class", "category")
 MAX_TABLE_BYTES = 256 * 2**20
@@ -33,12 +34,12 @@ MAX_TABLE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class _Entry:
-    """One row of a table. file: the picture's path from the data set's root. line: in the table,
-    from 1.
+    """One row of a table. file: the picture's path from the data set's root. label: None where a
+    person has yet to fill it in. line: in the table, from 1.
     """
 
     file: str
-    label: str | int
+    label: str | int | None
     line: int
 
 
@@ -47,8 +48,9 @@ def find(root: Path, name: str, label_column: str | None) -> Source | None:
 
     A table in `root` lists all pictures, and the folder of a picture says its split; otherwise each
     split's folder has a table of its own. A table that names no picture of the folder is passed
-    over if there are class folders. label_column: None for the usual names, or the only column
-    beside the files. Raises UserError for a table with something wrong.
+    over if there are class folders. Rows of a labels.csv without a label are left out.
+    label_column: None for the usual names, or the only column beside the files. Raises UserError
+    for a table with something wrong.
     """
     folders = {"train": ""} if _table(root, "") else split_folders(root, name)
     tables = {split: _table(root, folder) for split, folder in folders.items()}
@@ -72,7 +74,15 @@ def find(root: Path, name: str, label_column: str | None) -> Source | None:
     sizes = {
         file: state for folder in folders.values() for file, state in pictures_below(root, folder)
     }
-    names = _class_names([entry.label for rows in entries.values() for entry in rows])
+    unlabelled = sum(entry.label is None for rows in entries.values() for entry in rows)
+    if unlabelled == len(listed):
+        raise UserError(f"{name}: {present[0]}: no picture has a label yet; fill some in")
+    entries = {
+        split: labelled
+        for split, rows in entries.items()
+        if (labelled := [entry for entry in rows if entry.label is not None])
+    }
+    names = _class_names([str(entry.label) for rows in entries.values() for entry in rows])
     numbers = {class_name: number for number, class_name in enumerate(names)}
 
     def open_split(split: str, _: Path) -> FileImages:
@@ -83,6 +93,8 @@ def find(root: Path, name: str, label_column: str | None) -> Source | None:
     messages: tuple[str, ...] = ()
     if unlisted := len(sizes.keys() - listed):
         messages = (f"{name}: {unlisted:,} pictures are not listed in {present[0]} and left out",)
+    if unlabelled:
+        messages += (f"{name}: {unlabelled:,} rows of {present[0]} have no label and are left out",)
     state = [[file_state(root / table) for table in present], sorted(sizes.items()), label_column]
     splits = tuple(split for split in ("train", "validation", "test") if split in entries)
     identity = f"listed {root.resolve()} {label_column}"
@@ -104,7 +116,7 @@ def _has_classes(root: Path, folder: str) -> bool:
 
 def _entries(root: Path, table: str, label_column: str | None, where: str) -> list[_Entry] | None:
     """Return the rows of a table, or None if it lists no pictures. Raises UserError."""
-    header, rows = _read_table(root / table, where)
+    header, rows = read_table(root / table, where)
     columns = visible(", ".join(map(str, header)), 200)
     folder = os.path.dirname(table)
     file_column = next((column for column in FILE_COLUMNS if column in header), None)
@@ -141,7 +153,9 @@ def _entries(root: Path, table: str, label_column: str | None, where: str) -> li
             raise UserError(
                 f"{where}, line {line}: {file} stands in line {seen[path]} already; keep one"
             )
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        if os.path.basename(table) == LABELS_FILE and not str(value or "").strip():
+            value = None
+        elif isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             raise UserError(
                 f"{where}, line {line}: {label} must be one text or integer, got {_shown(value)}"
             )
@@ -156,7 +170,7 @@ def _shown(value: Any) -> str:
     return "nothing" if value in (None, "") else f"a {type(value).__name__}"
 
 
-def _read_table(path: Path, where: str) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+def read_table(path: Path, where: str) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
     """Return the columns of a table, and its rows with their numbers. Raises UserError."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -175,18 +189,22 @@ def _read_table(path: Path, where: str) -> tuple[list[str], Iterator[tuple[int, 
             if not all(isinstance(row, dict) for _, row in rows):
                 raise ValueError("a line is not an object")
             return list(dict.fromkeys(column for _, row in rows for column in row)), iter(rows)
-        header = text.split("\n", 1)[0]
-        delimiter = max(",;\t", key=header.count)
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter_of(text))
         columns = list(reader.fieldnames or [])
         return columns, iter([(reader.line_num, row) for row in reader])
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{where} cannot be read ({reason(error)}); correct it") from None
 
 
-def _class_names(labels: list[str | int]) -> list[str]:
+def delimiter_of(text: str) -> str:
+    """Return what separates the columns of a csv table, by its first line."""
+    header = text.split("\n", 1)[0]
+    return max(",;\t", key=header.count)
+
+
+def _class_names(labels: list[str]) -> list[str]:
     """Return the classes, sorted: as numbers if all of them are, else as texts."""
-    names = {str(label) for label in labels}
+    names = set(labels)
     if all(name.isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
