@@ -9,6 +9,7 @@ few numbers to the device at each call, for which the host would wait.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -157,15 +158,22 @@ def _theta(kinds: np.ndarray, magnitude: np.ndarray, size: tuple[int, int]) -> n
     return np.stack([x, y], 1)
 
 
-def apply(images: torch.Tensor, rounds: list[dict[str, Any]]) -> torch.Tensor:
+def apply(
+    images: torch.Tensor,
+    rounds: list[dict[str, Any]],
+    *,
+    functions: Collection[str] = tuple(OPERATIONS),
+    mode: str = "nearest",
+) -> torch.Tensor:
     """Return uint8 [B, 3, H, W] after the operations of `rounds`.
 
-    rounds: what `draw` gave, on the device of the images.
+    rounds: what `draw` gave, on the device of the images. functions: those of OPERATIONS that may
+    be in them. mode: of the affine maps' interpolation, as in grid_sample.
     """
     images = images.clone()
     for plan in rounds:
         if "counts" not in plan:
-            images = _run_all_operations(images, plan)
+            images = _run_all_operations(images, plan, functions, mode)
             continue
         start = 0
         for name, count in plan["counts"]:
@@ -174,12 +182,14 @@ def apply(images: torch.Tensor, rounds: list[dict[str, Any]]) -> torch.Tensor:
                 rows = plan["order"][here]
                 amount, rest = plan["amount"][here].T[..., None, None, None]
                 images.index_copy_(
-                    0, rows, _operate(name, images[rows], amount, rest, plan["theta"][here])
+                    0, rows, _operate(name, images[rows], amount, rest, plan["theta"][here], mode)
                 )
     return images
 
 
-def _run_all_operations(images: torch.Tensor, plan: dict[str, Any]) -> torch.Tensor:
+def _run_all_operations(
+    images: torch.Tensor, plan: dict[str, Any], functions: Collection[str], mode: str
+) -> torch.Tensor:
     """Return uint8 [B, 3, H, W] after one round: every operation runs on all images, and its result
     stays where it was drawn.
 
@@ -190,19 +200,24 @@ def _run_all_operations(images: torch.Tensor, plan: dict[str, Any]) -> torch.Ten
     amount, rest = plan["amount"].T[..., None, None, None]
     results = sorted_images
     for place, name in enumerate(OPERATIONS):
-        if name != "Identity":
-            changed = _operate(str(name), sorted_images, amount, rest, plan["theta"])
+        if name != "Identity" and name in functions:
+            changed = _operate(str(name), sorted_images, amount, rest, plan["theta"], mode)
             is_drawn = (plan["operation"] == place)[:, None, None, None]
             results = torch.where(is_drawn, changed, results)
     return torch.empty_like(images).index_copy_(0, plan["order"], results)
 
 
 def _operate(
-    name: str, x: torch.Tensor, amount: torch.Tensor, rest: torch.Tensor, theta: torch.Tensor
+    name: str,
+    x: torch.Tensor,
+    amount: torch.Tensor,
+    rest: torch.Tensor,
+    theta: torch.Tensor,
+    mode: str,
 ) -> torch.Tensor:
     match name:
         case "Affine":
-            return _affine(x, theta)
+            return _affine(x, theta, mode)
         case "Brightness":
             return (x * amount).clamp_(0, 255).to(torch.uint8)
         case "Color":
@@ -225,16 +240,14 @@ def _operate(
             raise ValueError(name)
 
 
-def _affine(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+def _affine(x: torch.Tensor, theta: torch.Tensor, mode: str) -> torch.Tensor:
     height, width = x.shape[-2:]
     across, down = (
         torch.linspace((1 - n) * 0.5, (n - 1) * 0.5, n, device=x.device) for n in (width, height)
     )
     by_x, by_y, shift = theta[:, None, None].unbind(-1)
     grid = across[:, None] * by_x + down[:, None, None] * by_y + shift
-    moved = F.grid_sample(
-        x.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
-    )
+    moved = F.grid_sample(x.float(), grid, mode=mode, padding_mode="zeros", align_corners=False)
     return moved.round_().to(torch.uint8)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hf_cifar.augmentation import auto_augment
+from hf_cifar.augmentation import augmix, auto_augment
 from hf_cifar.augmentation.counter_rng import ERASING, uniform
 
 # Random erasing: the box's share of the area, and its height divided by its width (torchvision's
@@ -79,7 +79,11 @@ class Transforms:
     scale, ratio: of the random resized crop (Szegedy et al. 2015; torchvision's parameters);
         `scale` None keeps the whole image.
     flip: probability that an image is mirrored.
-    policy: None, or name, number of operations and magnitude as `auto_augment.draw` takes them.
+    policy: None, or name, number of operations and magnitude as `auto_augment.draw` takes them; of
+        `augmix` only the name counts.
+    mixtures: with `augmix`, None for a mixture in place of each image, or how many follow the image
+        itself. A batch then holds all images as they are (cropped and mirrored), then their first
+        mixtures, then their second, all views of an image with the same crop.
     erasing: probability that a box of the image is erased.
     schedule: (epoch, side in px) of training images from each epoch on, the first epoch 0; empty
         for `image_size` throughout.
@@ -95,6 +99,7 @@ class Transforms:
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.0,
         policy: tuple[str, int, int] | None = None,
+        mixtures: int | None = None,
         erasing: float = 0.0,
         schedule: tuple[tuple[int, int], ...] = (),
         mixup: float = 0.0,
@@ -104,6 +109,7 @@ class Transforms:
         self.processor, self.image_size, self.seed = processor, image_size, seed
         self.scale, self.ratio, self.flip = scale, ratio, flip
         self.policy, self.erasing, self.schedule = policy, erasing, schedule
+        self.mixtures, self.views = mixtures, 1 + (mixtures or 0)
         self.mixup, self.cutmix = mixup, cutmix
         self.bicubic = int(processor.resample) == 3
         self.whole = self._takes_batches()
@@ -200,35 +206,76 @@ class Transforms:
         epoch: torch.Tensor,
         index: torch.Tensor,
         size: tuple[int, int],
+        out: int | None = None,
         *,
         counted: bool = True,
-    ) -> list[dict[str, Any]]:
-        """Return what `auto_augment` does to B images of `size`, (height, width) in px.
+    ) -> Any:
+        """Return what `auto_augment` or `augmix` does to B images of `size`, (height, width) in px,
+        of which squares of side `out` will be made, by default `image_size`; None without a policy.
 
         It is drawn on the host, where epoch and index, int64 [B], lie. counted: see
         `auto_augment.draw`.
         """
         if not self.policy:
-            return []
+            return None
+        if self.policy[0] == "augmix":
+            if self._mixes_after_crop(size, out):
+                size = (out or self.image_size,) * 2
+            count = self.mixtures or 1
+            return augmix.draw(self.seed, epoch, index, size, count, counted=counted)
         return auto_augment.draw(*self.policy, self.seed, epoch, index, size, counted=counted)
+
+    def _mixes_after_crop(self, size: tuple[int, int], out: int | None) -> bool:
+        """Return whether `augmix` mixes the cropped squares, as in the paper, rather than whole
+        pictures: it goes through every picture nine times, so that it should be small.
+        """
+        return size[0] * size[1] > (out or self.image_size) ** 2
+
+    def each_view(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values [views x B, ...] in the order of a batch's views, for [B, ...]."""
+        return values.repeat(self.views, *[1] * (values.ndim - 1)) if self.views > 1 else values
+
+    def _mix(self, images: torch.Tensor, drawn: dict[str, Any]) -> torch.Tensor:
+        """Return float32 [views x B, 3, H, W] for images in 0..255, uint8 or float32 [B, 3, H, W].
+
+        Mixtures are made of whole grey levels; the images among the views stay as they are.
+        """
+        is_whole = images.dtype == torch.uint8
+        mixed = augmix.mix(images if is_whole else images.round().to(torch.uint8), drawn)
+        return torch.cat([images.float(), mixed]) if self.mixtures else mixed
 
     def augment(
         self,
         images: torch.Tensor,
         epoch: torch.Tensor,
         index: torch.Tensor,
-        rounds: list[dict[str, Any]] | None = None,
+        policy: Any = None,
         size: int | None = None,
     ) -> torch.Tensor:
-        """Return float32 [B, 3, S, S] in 0..255 for uint8 [B, 3, H, W]: the operations that
-        `draw_policy` gave, then a random box of each image, mirrored or not.
+        """Return float32 [views x B, 3, S, S] in 0..255 for uint8 [B, 3, H, W]: what `draw_policy`
+        gave, then a random box of each image, mirrored or not.
 
         size: S, by default `image_size`.
         """
         height, width = images.shape[-2:]
         size = size or self.image_size
-        if rounds:
-            images = auto_augment.apply(images, rounds)
+        if policy and self.policy and self.policy[0] == "augmix":
+            if self._mixes_after_crop((height, width), size):
+                return self._mix(self._crop(images, epoch, index, size), policy)
+            images = self._mix(images, policy)
+            epoch, index = self.each_view(epoch), self.each_view(index)
+        elif policy:
+            images = auto_augment.apply(images, policy)
+        return self._crop(images, epoch, index, size)
+
+    def _crop(
+        self, images: torch.Tensor, epoch: torch.Tensor, index: torch.Tensor, size: int
+    ) -> torch.Tensor:
+        """Return float32 [B, 3, S, S] in 0..255, a random box of each image, mirrored or not.
+
+        images: uint8 or float32 [B, 3, H, W]. size: S.
+        """
+        height, width = images.shape[-2:]
         start, length, flip = self.boxes(height, width, epoch, index)
         flips = torch.stack([torch.zeros_like(flip), flip])
         # One call for both axes where it can be: at 32 px, the number of calls is the cost.
@@ -244,13 +291,14 @@ class Transforms:
     def finish(
         self, images: torch.Tensor, epoch: torch.Tensor, index: torch.Tensor
     ) -> torch.Tensor:
-        """Return the model's float32 [B, 3, S, S] for what `augment` gave: normalised, and a box of
-        some images erased, that is, set to the mean of all images.
+        """Return the model's float32 [views x B, 3, S, S] for what `augment` gave: normalised, and
+        a box of some images erased, that is, set to the mean of all images.
         """
         pixels = self.normalize(images)
         if not self.erasing:
             return pixels
-        return pixels.masked_fill_(self.erased(pixels.shape[-1], epoch, index)[:, None], 0.0)
+        erased = self.each_view(self.erased(pixels.shape[-1], epoch, index))
+        return pixels.masked_fill_(erased[:, None], 0.0)
 
     def erased(self, size: int, epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Return bool [B, S, S], the pixels that random erasing takes.
@@ -276,14 +324,14 @@ class Transforms:
         images: torch.Tensor,
         epoch: torch.Tensor,
         index: torch.Tensor,
-        rounds: list[dict[str, Any]] | None = None,
+        policy: Any = None,
         size: int | None = None,
     ) -> torch.Tensor:
-        """Return the model's float32 [B, 3, S, S] for uint8 [B, 3, H, W], augmented.
+        """Return the model's float32 [views x B, 3, S, S] for uint8 [B, 3, H, W], augmented.
 
-        epoch, index: int64 [B]. rounds: what `draw_policy` gave. size: S, by default `image_size`.
+        epoch, index: int64 [B]. policy: what `draw_policy` gave. size: S, by default `image_size`.
         """
-        return self.finish(self.augment(images, epoch, index, rounds, size), epoch, index)
+        return self.finish(self.augment(images, epoch, index, policy, size), epoch, index)
 
 
 def make_transforms(recipe: Any, backbone: Any) -> Transforms:
@@ -297,6 +345,7 @@ def make_transforms(recipe: Any, backbone: Any) -> Transforms:
         ratio=(recipe.random_resized_crop_ratio[0], recipe.random_resized_crop_ratio[1]),
         flip=recipe.horizontal_flip,
         policy=policy if recipe.auto_augment else None,
+        mixtures=recipe.views_at_once - 1 if recipe.consistency_weight else None,
         erasing=recipe.random_erasing,
         schedule=tuple((epoch, side) for epoch, side in recipe.image_size_schedule or ()),
         mixup=recipe.mixup_alpha,

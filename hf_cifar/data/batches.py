@@ -91,12 +91,13 @@ class ImageBatches(torch.utils.data.Dataset):
 
         rows, int64 [B]: rows of the resident table.
         images, uint8 [B, 3, H, W].
-        squares, uint8 [B, 3, S, S]: images of several sizes, already augmented or resized.
+        squares, uint8 [B, 3, S, S]: images of several sizes, already augmented or resized; in
+            training with several views of each image, [views x B, 3, S, S].
 
         In training with mixup or cutmix, all but labels also hold, after the B images, the B images
         that they are mixed with; partners, int64 [B], are the labels of those, and mixing is the
-        result of `mixing.draw`. With `auto_augment` there is policy (`auto_augment.draw`), and with
-        a schedule of image sizes there is size, in pixels.
+        result of `mixing.draw`. With `auto_augment` there is policy (`Transforms.draw_policy`), and
+        with a schedule of image sizes there is size, in pixels.
         """
         transforms = self.transforms
         epoch, index = np.divmod(np.asarray(tickets, dtype=np.int64), len(self))
@@ -121,33 +122,35 @@ class ImageBatches(torch.utils.data.Dataset):
         store, rows = self.split.images, self.split.rows[index]
         if self.resident is not None:
             height, width = self.resident.shape[-2:]
-            return batch | self._policy(batch, height, width) | {"rows": torch.from_numpy(rows)}
+            policy = self._policy(batch, (height, width), size)
+            return batch | policy | {"rows": torch.from_numpy(rows)}
         images = store.batch(rows)
         if isinstance(images, torch.Tensor):
             height, width = images.shape[-2:]
-            return batch | self._policy(batch, height, width) | {"images": images}
+            return batch | self._policy(batch, (height, width), size) | {"images": images}
         if not self.training:
             return batch | {"squares": torch.stack([transforms.shrink(image) for image in images])}
         squares = []
         for i, image in enumerate(images):
             counter = batch["epoch"][i : i + 1], batch["index"][i : i + 1]
-            rounds = transforms.draw_policy(*counter, (image.shape[-2], image.shape[-1]))
-            square = transforms.augment(image[None], *counter, rounds, size)[0]
-            squares.append(square.round_().to(torch.uint8))  # a quarter of the bytes to ship
-        return batch | {"squares": torch.stack(squares)}
+            policy = transforms.draw_policy(*counter, (image.shape[-2], image.shape[-1]), size)
+            views = transforms.augment(image[None], *counter, policy, size)
+            squares.append(views.round_().to(torch.uint8))  # a quarter of the bytes to ship
+        return batch | {"squares": torch.stack(squares, 1).flatten(0, 1)}
 
-    def _policy(self, batch: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-        """Return {policy: ...} for images of this size, or nothing without `auto_augment`."""
+    def _policy(self, batch: dict[str, Any], shape: tuple[int, int], size: int) -> dict[str, Any]:
+        """Return {policy: ...} for images of this shape, or nothing without `auto_augment`."""
         if not self.training:
             return {}
         counter, counted = (batch["epoch"], batch["index"]), self.fused is None
-        rounds = self.transforms.draw_policy(*counter, (height, width), counted=counted)
-        return {"policy": rounds} if rounds else {}
+        policy = self.transforms.draw_policy(*counter, shape, size, counted=counted)
+        return {"policy": policy} if policy else {}
 
     def model_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """Return the model's arguments, on `device`.
 
-        pixel_values: float32 [B, 3, S, S]. labels: int64 [B], or float32 [B, C], shares that sum to
+        pixel_values: float32 [B, 3, S, S], or [views x B, 3, S, S] in training with several views
+        of each image (see `Transforms`). labels: int64 [B], or float32 [B, C], shares that sum to
         one, where images are mixed. `resized_inputs` come with images of another size.
         """
         batch = send_to_device(batch, device, non_blocking=True)

@@ -61,7 +61,7 @@ class GradientLearner:
             callbacks=[self.speed],
             loss=setup.objective.loss,
             parameter_groups=self._parameter_groups,
-            forward_flops=setup.forward_flops,
+            forward_flops=setup.forward_flops * recipe.views_at_once,
             image_size=setup.backbone.image_size,
             keep_checkpoints=recipe.training["save_total_limit"],
             drop_last=recipe.training["dataloader_drop_last"],

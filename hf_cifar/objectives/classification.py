@@ -20,6 +20,7 @@ from hf_cifar.models.config import write_pixel_range
 from hf_cifar.models.load import Backbone, load_backbone
 from hf_cifar.models.structure import head
 from hf_cifar.objectives.base import Datasets, Objective
+from hf_cifar.objectives.consistency import jensen_shannon
 from hf_cifar.objectives.image_datasets import FLIPPED, image_datasets
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.reporting.check_report import check_report
@@ -31,7 +32,9 @@ FLIP_METRICS = ("accuracy", "accuracy_ci95", "nll", "ece")
 
 
 class Classification(Objective):
-    """One class for each image, by cross-entropy, with labels that may be smoothed or mixed."""
+    """One class for each image, by cross-entropy, with labels that may be smoothed or mixed, and if
+    asked with answers that should be the same for several views of an image.
+    """
 
     checkpoint_metrics: ClassVar[Mapping[str, bool]] = {
         "accuracy": True,
@@ -85,14 +88,24 @@ class Classification(Objective):
     def loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the cross-entropy in float32.
+        """Return the cross-entropy in float32; where a batch holds several views of each image, it
+        is that of the first view, and `consistency_weight` times `jensen_shannon` is added.
 
-        labels: int64 [B], or float32 [B, C], the shares of mixed images.
+        labels: int64 [B], or float32 [B, C], the shares of mixed images. The logits are [B, C], or
+        [views x B, C]: the first view of all images, then the second, and so on.
         """
         logits = outputs["logits"].float()
-        smoothing = self.smoothing if torch.is_grad_enabled() else 0.0
-        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        if len(logits) == len(labels):
+            loss = self._cross_entropy(logits, labels)
+        else:
+            views = logits.unflatten(0, (-1, len(labels)))
+            loss = self._cross_entropy(views[0], labels)
+            loss = loss + self.recipe.consistency_weight * jensen_shannon(views)
         return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        smoothing = self.smoothing if torch.is_grad_enabled() else 0.0
+        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         return trainer_metrics(prediction)

@@ -84,7 +84,7 @@ def _options(
     """
     training, once = recipe.training, METHODS[recipe.method](recipe).runs_backbone_once
     batch = training["per_device_eval_batch_size" if once else "per_device_train_batch_size"]
-    activations = image * batch
+    activations = image * batch * recipe.views_at_once
     whole = sizes.weights + copies + (sizes.gradients if recipe.ema_decay else 0)
     gradients, optimizer = sizes.gradients, sizes.optimizer
     options = [LaunchOption("single", checkpointing, whole, gradients, optimizer, activations)]
@@ -136,7 +136,7 @@ def work(
     if recipe.training["max_steps"] > 0:
         epochs = recipe.training["max_steps"] * _batch(recipe, gpus) / count
     passes = method.passes(sizes.trainable / sizes.parameters) + checkpointing
-    return count, flops * passes, epochs
+    return count, flops * passes * recipe.views_at_once, epochs
 
 
 def _batch(recipe: Recipe, gpus: int) -> int:

@@ -135,7 +135,8 @@ def _check_augmentation(recipe: Recipe, where: str) -> None:
                 f"{where}: {name}: does nothing with one view of an image, which is as evaluation"
                 " sees it; raise feature_views"
             )
-    for name in ("mixup_alpha", "cutmix_alpha", "image_size_schedule"):
+    _check_consistency(recipe, where)
+    for name in ("mixup_alpha", "cutmix_alpha", "image_size_schedule", "consistency_weight"):
         if getattr(recipe, name) and views is not None:
             cause = "method: linear" if recipe.method == "linear" else "feature_views"
             raise UserError(
@@ -144,6 +145,25 @@ def _check_augmentation(recipe: Recipe, where: str) -> None:
             )
     if recipe.image_size_schedule is not None:
         _check_size_schedule(recipe, f"{where}: image_size_schedule:")
+
+
+def _check_consistency(recipe: Recipe, where: str) -> None:
+    """Refuse a consistency loss without views to compare, or whose images are mixed."""
+    if not recipe.consistency_weight:
+        return
+    start = f"{where}: consistency_weight:"
+    if recipe.objective != "classification":
+        raise UserError(
+            f"{start} `objective: {recipe.objective}` has a loss of its own; leave the key out"
+        )
+    if recipe.auto_augment != "augmix":
+        raise UserError(f"{start} compares mixtures of AugMix; set `auto_augment: augmix`")
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        if getattr(recipe, name):
+            raise UserError(
+                f"{start} compares views of one image, and `{name}` mixes two; leave one of them"
+                " out"
+            )
 
 
 def _check_size_schedule(recipe: Recipe, where: str) -> None:

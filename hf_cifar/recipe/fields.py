@@ -144,10 +144,11 @@ class TransformKeys:
         [0.75, 1.3333333333333333], "[smallest, largest] width divided by height of a training crop"
     )
     horizontal_flip: Share = key(0.5, "probability that a training image is mirrored")
-    auto_augment: Literal["randaugment", "trivialaugment", "autoaugment"] | None = key(
+    auto_augment: Literal["randaugment", "trivialaugment", "autoaugment", "augmix"] | None = key(
         None,
         "random operations on each training image: RandAugment (Cubuk et al. 2020), TrivialAugment"
-        " (Mueller and Hutter 2021) or the CIFAR-10 policy of AutoAugment (Cubuk et al. 2019)",
+        " (Mueller and Hutter 2021), the CIFAR-10 policy of AutoAugment (Cubuk et al. 2019) or"
+        " AugMix (Hendrycks et al. 2020)",
     )
     randaugment_num_ops: Annotated[int, Ge(1), Le(16)] = key(
         2, "randaugment: number of operations on each image"
@@ -189,6 +190,12 @@ class ObjectiveKeys:
     )
     distillation_temperature: Positive = key(
         2.0, "distillation: number that logits are divided by before they are compared"
+    )
+    consistency_weight: NotNegative = key(
+        0.0,
+        "classification with `auto_augment: augmix`: weight of the Jensen-Shannon divergence of the"
+        " answers to an image and to two mixtures of it (12 in AugMix); a batch then holds three"
+        " views of each image; 0: off",
     )
 
 

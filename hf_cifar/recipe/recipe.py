@@ -52,6 +52,11 @@ class Recipe(RunKeys, MethodKeys, ObjectiveKeys, TransformKeys, DataKeys, ModelK
         return self.training["seed"]
 
     @property
+    def views_at_once(self) -> int:
+        """How many views of each training image a batch holds."""
+        return 3 if self.consistency_weight else 1
+
+    @property
     def output_dir(self) -> Path:
         """The run folder."""
         return Path(self.training["output_dir"])

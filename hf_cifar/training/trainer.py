@@ -39,9 +39,10 @@ class CifarTrainer(Trainer):
     """The `Trainer` for datasets that return whole batches (`data.batches.BatchDataset`).
 
     loss: see `Loss`. parameter_groups: a model -> the groups of its optimizer, made when the
-    optimizer is. forward_flops: of one image of `image_size` pixels a side. keep_checkpoints: how
-    many checkpoints stay on disk; None for all. drop_last: leave out the images of an epoch that
-    fill no whole update. average: of the weights; it is evaluated in their place.
+    optimizer is. forward_flops: of all views of one image, `image_size` pixels a side.
+    keep_checkpoints: how many checkpoints stay on disk; None for all. drop_last: leave out the
+    images of an epoch that fill no whole update. average: of the weights; it is evaluated in their
+    place.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ from helpers import tiny_models
 CHILD = Path(__file__).parents[1] / "helpers" / "children" / "train_on_fake_gpu.py"
 CROP_BUDGET = 120  # operations on the device for a batch that is cropped, mirrored and resized
 FULL_BUDGET = 420  # and with every other augmentation
+AUGMIX_BUDGET = 360  # with three views of each image
 AROUND_COMPILED = 0  # beside the compiled graph
 GATHER_BUDGET = 4  # for a batch of hidden states that lie on the device
 EVERYTHING: dict[str, Any] = {
@@ -27,6 +28,7 @@ EVERYTHING: dict[str, Any] = {
     "auto_augment": "randaugment",
     "random_erasing": 0.5,
 }
+AUGMIX: dict[str, Any] = {"auto_augment": "augmix", "consistency_weight": 12}
 CASES: dict[str, dict[str, Any]] = {
     **{f"full {family}": {"family": family} for family in tiny_models.FAMILIES},
     **{
@@ -39,6 +41,8 @@ CASES: dict[str, dict[str, Any]] = {
     "lora resnet, average": {"family": "resnet", "method": "lora", "ema_decay": 0.9},
     "full vit, everything": {"family": "vit", **EVERYTHING},
     "full vit, compiled": {"family": "vit", "max_steps": 100_000, **EVERYTHING},
+    "full resnet, augmix": {"family": "resnet", **AUGMIX},
+    "full vit, augmix, compiled": {"family": "vit", "max_steps": 100_000, **AUGMIX},
     "full vit, muon": {"family": "vit", "muon": True, "layer_decay": 0.7, "head_epochs": 1.0},
     "full vit, accumulated": {
         "family": "vit",
@@ -87,7 +91,9 @@ def budget(name: str) -> int:
     """Return how many operations the data path of a case may have in one step."""
     if name == "full vit, everything":
         return FULL_BUDGET
-    if name == "full vit, compiled":
+    if name == "full resnet, augmix":
+        return AUGMIX_BUDGET
+    if name in ("full vit, compiled", "full vit, augmix, compiled"):
         return AROUND_COMPILED
     if name == "partial vit, cached":
         return GATHER_BUDGET

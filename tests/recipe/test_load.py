@@ -287,6 +287,7 @@ SAMPLES = {  # values of keys, as typed and as meant
     "random_resized_crop_ratio": ("1,1", [1.0, 1.0]),
     "horizontal_flip": ("0", 0.0),
     "objective": ("classification", "classification"),
+    "consistency_weight": ("12", 12.0),
     "method": ("partial", "partial"),
     "unfreeze_blocks": ("1", 1),
     "lora_r": ("8", 8),
@@ -331,7 +332,11 @@ def test_every_own_key_has_help():
 @pytest.mark.parametrize("key", SAMPLES)
 def test_a_key_can_be_typed_in_both_ways(key, tmp_path):
     typed, meant = SAMPLES[key]
-    path = written(tmp_path, "method: partial\n" if key == "unfreeze_groups" else DEFAULTS)
+    needed = {
+        "unfreeze_groups": "method: partial\n",
+        "consistency_weight": "auto_augment: augmix\n",
+    }
+    path = written(tmp_path, needed.get(key, DEFAULTS))
     for words in ([f"--{key}", typed], [f"--{key.replace('_', '-')}={typed}"]):
         recipe = load_recipe(path, parse_overrides(words))
         assert getattr(recipe, key) == meant and type(getattr(recipe, key)) is type(meant)
@@ -432,6 +437,11 @@ def recipes(draw):
         [] if views is None else anew if views > 1 else [*anew, "auto_augment", "random_erasing"]
     ):
         values.pop(name, None)
+    if values.get("consistency_weight"):
+        if views is None and values.get("objective", "classification") == "classification":
+            values |= {"auto_augment": "augmix", "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+        else:
+            values["consistency_weight"] = 0.0
     if values.get("image_size_schedule") is not None:
         values["image_size_schedule"] = [
             [0, draw(st.integers(8, 4096))],
