@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +16,16 @@ from hf_cifar.data.load import load_split
 from hf_cifar.data.splits import Split, first_rows
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import Classifier
-from hf_cifar.evaluation.stranger_scores import Known
+from hf_cifar.evaluation.stranger_scores import SCORES, Known
 from hf_cifar.evaluation.target_data import labels_of_model
 from hf_cifar.features.frozen_backbone import FrozenBackbone, freeze
+from hf_cifar.models.model_files import KNOWN_PICTURES
 from hf_cifar.models.structure import head
 from hf_cifar.recipe.recipe import Recipe
 
+log = logging.getLogger(__name__)
 MOST_REFERENCES = 2000  # training pictures that a picture is compared with
 MOST_VALIDATION = 2000
-FILE = "known_pictures.safetensors"
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,26 @@ def write_known(pictures: KnownPictures, folder: Path) -> None:
     }
     reject = dataclasses.asdict(pictures.reject) if pictures.reject else {}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / FILE, metadata={"reject": json.dumps(reject)})
+    save_file(contiguous, folder / KNOWN_PICTURES, metadata={"reject": json.dumps(reject)})
 
 
 def read_known(classifier: Classifier) -> KnownPictures | None:
     """Return what `write_known` wrote beside a model, or None where there is nothing.
 
-    Raises UserError for a damaged file, and for one of another model.
+    Warns where config.json speaks of it. Raises UserError for a damaged file, and for one of
+    another model.
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(classifier.files.folder) / FILE
+    path = Path(classifier.files.folder) / KNOWN_PICTURES
     if not path.is_file():
+        if classifier.files.configs["config.json"].get("reject"):
+            log.warning(
+                '%s: config.json says when to answer "none of these", but %s is missing, so no'
+                " picture is rejected; copy it beside the model",
+                classifier.files.name,
+                KNOWN_PICTURES,
+            )
         return None
     _, linear = head(classifier.model)
     try:
@@ -135,15 +146,34 @@ def read_known(classifier: Classifier) -> KnownPictures | None:
             linear.weight.float().cpu(),
             bias.float().cpu(),
         )
-        if known.features.shape[1] != linear.in_features:
-            raise ValueError("it belongs to another model")
-        return KnownPictures(
+        pictures = KnownPictures(
             known,
             tensors["validation"].float(),
             tensors["validation_labels"],
             Reject(**reject) if reject else None,
         )
+        _check(pictures, len(classifier.labels), linear.in_features)
+        return pictures
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: damaged ({error}); write it again with `hf-cifar calibrate`"
         ) from None
+
+
+def _check(pictures: KnownPictures, classes: int, width: int) -> None:
+    """Raise ValueError unless these are pictures of a model with so many classes, whose head takes
+    features of this width: the file may be somebody else's.
+    """
+    known, reject = pictures.known, pictures.reject
+    for features, labels in (
+        (known.features, known.labels),
+        (pictures.validation, pictures.labels),
+    ):
+        if features.shape != (len(labels), width) or not len(labels):
+            raise ValueError("it belongs to another model")
+        if labels.dtype != torch.int64 or labels.min() < 0 or labels.max() >= classes:
+            raise ValueError("its labels are not those of the model")
+        if not features.isfinite().all():
+            raise ValueError("its features are not finite")
+    if reject is not None and (reject.score not in SCORES or not math.isfinite(reject.threshold)):
+        raise ValueError("its threshold can't be used")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_cifar.errors import UserError
+from hf_cifar.models.model_files import KNOWN_PICTURES
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.reporting.model_card import render_card
 
@@ -23,7 +24,7 @@ REQUIRED = (
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 # Pushed as well, and removed from the repo if the run has them no more. A star stands for no slash
 # and no leading dot.
-OPTIONAL = ("adapter/*.json", "adapter/*.safetensors", "plots/*.png")
+OPTIONAL = ("adapter/*.json", "adapter/*.safetensors", "plots/*.png", KNOWN_PICTURES)
 
 Files = dict[str, Path | bytes]
 """Path in the repo -> the file of the run, or its bytes where the repo gets others."""
@@ -46,6 +47,8 @@ def finished_metrics(run: Path) -> dict[str, Any]:
             metrics = {}
     if (run / "adapter").is_dir() or metrics.get("adapter"):
         missing += [name for name in ADAPTER if not (run / name).is_file()]
+    if _rejects(run) and not (run / KNOWN_PICTURES).is_file():
+        missing.append(KNOWN_PICTURES)
     if missing:
         raise UserError(
             f"{run} is not a finished run: it lacks {', '.join(missing)}; let its training finish"
@@ -62,6 +65,8 @@ def files_to_push(run: Path, metrics: dict[str, Any], repo: str) -> Files:
     paths = [path for pattern in OPTIONAL for path in sorted(run.glob(pattern)) if path.is_file()]
     names = [path.relative_to(run).as_posix() for path in paths]
     optional = [name for name in names if is_optional(name)]
+    if not _rejects(run):  # `predict` makes use of that file only where the config says so
+        optional = [name for name in optional if name != KNOWN_PICTURES]
     files: Files = {name: run / name for name in (*REQUIRED, *optional)}
     recipe = load_recipe(str(run / "recipe.yaml"))
     public = recipe.public()
@@ -79,6 +84,15 @@ def is_optional(name: str) -> bool:
     """Return whether a path in a repo is one that a run may have or not."""
     patterns = [re.escape(pattern).replace(r"\*", "[^./][^/]*") for pattern in OPTIONAL]
     return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _rejects(run: Path) -> bool:
+    """Return whether config.json says that `hf-cifar calibrate` chose when to reject a picture."""
+    try:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and bool(config.get("reject"))
 
 
 def file_size(file: Path | bytes) -> int:

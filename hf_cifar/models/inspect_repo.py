@@ -35,7 +35,13 @@ from hf_cifar.models.check_config import (
     check_processor_config,
     read_json,
 )
-from hf_cifar.models.model_files import INDEXES, ModelFiles, check_pickle, indexed_files
+from hf_cifar.models.model_files import (
+    INDEXES,
+    KNOWN_PICTURES,
+    ModelFiles,
+    check_pickle,
+    indexed_files,
+)
 from hf_cifar.network import check_connection
 
 LOGIN = "run `hf auth login` or set HF_TOKEN"
@@ -73,7 +79,8 @@ def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | No
 def fetch_model(
     name: str, revision: str | None = None, *, classifier: bool, weights: bool = True
 ) -> ModelFiles:
-    """Return the checked files of a model, downloaded if need be: configs, card and weights.
+    """Return the checked files of a model, downloaded if need be: configs, card and weights, and
+    what `hf-cifar calibrate` added to a classifier.
 
     Without a network, what is in the Hub's cache will do.
 
@@ -100,7 +107,8 @@ def fetch_model(
         _check_classifier(config, repo.name)
         check_labels(config, where)
     weight_files = _weight_files(repo) if weights else []
-    folder = repo.folder or _download(repo, revision, [*configs, CARD, *weight_files])
+    more = [KNOWN_PICTURES] if classifier and weights and config.get("reject") else []
+    folder = repo.folder or _download(repo, revision, [*configs, CARD, *weight_files, *more])
     return ModelFiles(name, repo.name, folder, repo.commit, configs, weight_files)
 
 

@@ -24,6 +24,8 @@ INDEXES = {
     "model.safetensors": "model.safetensors.index.json",
     "pytorch_model.bin": "pytorch_model.bin.index.json",
 }
+# What `hf-cifar calibrate` adds to a model whose config.json then has the key `reject`.
+KNOWN_PICTURES = "known_pictures.safetensors"
 FLOAT_OR_INDEX = {"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"}  # safetensors' names
 
 
