@@ -1,0 +1,89 @@
+"""compare.json, and the accuracy of candidates over what they cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from hf_cifar.files import write_json
+from hf_cifar.recipe.recipe import public_name
+from hf_cifar.reporting.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PLAIN,
+    drawing,
+    plot_labels,
+    save_figure,
+)
+
+COLOURS = {"linear": BLUE, "lora": ORANGE, "full": GREEN, "partial": "#CC79A7"}
+
+
+def write_comparison(result: dict[str, Any], folder: Path) -> None:
+    """Write compare.json and compare.png of what `planning.compare` returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "compare.json", result)
+    names = [public_name(row["model"]) for row in result["candidates"]]
+    with drawing(names):
+        save_figure(pareto_plot(result["candidates"], names), folder / "compare.png")
+
+
+def pareto_plot(rows: list[dict[str, Any]], names: list[str]) -> Figure:
+    """Draw accuracy over latency and over parameters, with the front of candidates that no other
+    one beats in both.
+    """
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    measured = [(row, label) for row, label in zip(rows, plot_labels(names), strict=True)]
+    measured = [(row, label) for row, label in measured if row["accuracy"] is not None]
+    for axes, (cost, title, scale) in zip(
+        panels,
+        (("milliseconds", "latency of one image, ms", 1), ("parameters", "parameters, M", 1e6)),
+        strict=True,
+    ):
+        front = pareto_front([row for row, _ in measured], cost)
+        axes.plot(
+            [row[cost] / scale for row in front],
+            [row["accuracy"] for row in front],
+            color=GREY,
+            drawstyle="steps-post",
+            zorder=1,
+        )
+        for method, colour in COLOURS.items():
+            points = [(row, label) for row, label in measured if row["method"] == method]
+            if not points:
+                continue
+            x = [row[cost] / scale for row, _ in points]
+            y = [row["accuracy"] for row, _ in points]
+            low = [row["accuracy"] - row["accuracy_ci95"][0] for row, _ in points]
+            high = [row["accuracy_ci95"][1] - row["accuracy"] for row, _ in points]
+            axes.errorbar(x, y, (low, high), fmt="o", color=colour, label=method, elinewidth=0.8)
+            for row, label in points:
+                axes.annotate(
+                    label,
+                    (row[cost] / scale, row["accuracy"]),
+                    xytext=(5, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                    **PLAIN,
+                )
+        axes.set_xscale("log")
+        axes.set_xlabel(title)
+    panels[0].set_ylabel("accuracy on validation, at the end of the last run")
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[1].legend(loc="lower right")
+    return figure
+
+
+def pareto_front(rows: list[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
+    """Return the rows that are more accurate than all that cost no more, from cheap to dear."""
+    front: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row[cost], -row["accuracy"])):
+        if not front or row["accuracy"] > front[-1]["accuracy"]:
+            front.append(row)
+    return front
