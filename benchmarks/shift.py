@@ -59,6 +59,7 @@ def main() -> None:
         args.only, args.adaptations = "fog", "tent"
 
     from hf_cifar.adaptation.adapt import adapt, measure_source
+    from hf_cifar.adaptation.answers import batches, shuffled
     from hf_cifar.adaptation.base import Settings
     from hf_cifar.adaptation.stream import run_stream
     from hf_cifar.adaptation.table import ADAPTATIONS
@@ -128,7 +129,11 @@ def main() -> None:
             keep()
 
         def adaptation(name: str, of: Any) -> Any:
-            return ADAPTATIONS[name](of.model, Settings())
+            ready = ADAPTATIONS[name](of.model, Settings())
+            if ready.needs_source:
+                rows = shuffled(source.split, args.batch, seed=0, epoch=0)
+                ready.prepare(lambda: batches(of, source.split, args.batch, rows))
+            return ready
 
         pristine = classifier.model
         known = measure_source(classifier, source, args.batch)

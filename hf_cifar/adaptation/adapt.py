@@ -101,11 +101,7 @@ def adapt(
     fraction, that the source may lose. reference: of the same model, measured before.
     Raises UserError for a model without norms, and for a target of fewer images than a batch.
     """
-    if len(target.split) < size:
-        raise UserError(
-            f"the target has {len(target.split)} images, fewer than a batch of {size}; lower"
-            " --batch_size or name more images"
-        )
+    check_batch(target, size)
     adaptation = ADAPTATIONS[name](classifier.model, settings)
     assert source.labels is not None
     reference = reference or measure_source(classifier, source, size)
@@ -145,6 +141,15 @@ def adapt(
     outcome.kept, outcome.source = False, after
     outcome.reason = f"adapted {adaptation.description}"
     return outcome
+
+
+def check_batch(target: Place, size: int) -> None:
+    """Raise UserError for a target of fewer images than a batch."""
+    if len(target.split) < size:
+        raise UserError(
+            f"the target has {len(target.split)} images, fewer than a batch of {size}; lower"
+            " --batch_size or name more images"
+        )
 
 
 def _learn(

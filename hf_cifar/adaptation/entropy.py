@@ -7,6 +7,8 @@ answer is unsure, looks for flat minima, and starts again where it has collapsed
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +20,7 @@ from hf_cifar.adaptation.norms import batch_norms, batch_statistics, norm_parame
 MARGIN = 0.4  # of the largest entropy: answers above it are left out (SAR's and EATA's)
 RADIUS = 0.05  # of SAR's search for sharpness
 COLLAPSED = 0.2  # nats: SAR starts again where the mean entropy has fallen below
-MEMORY = 0.9  # of SAR's mean entropy over the batches
+MEMORY = 0.9  # of SAR's mean entropy over the batches, and of EATA's mean answer
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -52,11 +54,19 @@ class Tent(Adaptation):
         self.optimizer = self._optimizer()
 
     def step(self, pixels: torch.Tensor) -> torch.Tensor:
+        with self.training_norms():
+            return self._learn(pixels)
+
+    @contextmanager
+    def training_norms(self) -> Iterator[None]:
+        """Let scales and shifts have gradients, and batch norms use each batch's statistics, while
+        the block runs; the gradients end with it.
+        """
         with torch.enable_grad(), batch_statistics(self.model):
             for parameter in self.parameters:
                 parameter.requires_grad_(True)
             try:
-                return self._learn(pixels)
+                yield
             finally:
                 self.optimizer.zero_grad(set_to_none=True)
                 for parameter in self.parameters:

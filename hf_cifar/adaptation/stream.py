@@ -41,7 +41,7 @@ def run_stream(
 
     reset: start from the model as it was at every batch (the episodic form). threshold: of
     `guard.information_threshold`; batches below it are answered by the model as it was, and change
-    nothing. None: no guard.
+    nothing. None: no guard. Where there are batch norms, batches of one image are answered so too.
     """
     frozen = copy.deepcopy(classifier.model)
     before, after, refused, count = [], [], 0, 0
@@ -49,7 +49,10 @@ def run_stream(
         count += 1
         with torch.no_grad():
             plain = _probabilities(frozen(pixel_values=pixels).logits)
-            trusted = threshold is None or _is_mixed(frozen, pixels, threshold)
+            # A batch norm has no statistics of one image, which the last batch may be.
+            trusted = len(pixels) > 1 or not batch_norms(frozen)
+            if trusted and threshold is not None:
+                trusted = _is_mixed(frozen, pixels, threshold)
         answers = plain
         if trusted:
             answers = _probabilities(adaptation.step(pixels))

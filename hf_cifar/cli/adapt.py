@@ -18,9 +18,10 @@ from hf_cifar.cli.output import say
 HELP = "Adapt a run to unlabelled images of another place, as a new run."
 EPILOG = """\
 Only normalisation layers change. batch_norm takes the statistics of the new images (Schneider et
-al. 2020); tent (Wang et al. 2021) and sar (Niu et al. 2023) also train scales and shifts for surer
-answers, of layer norms too; coral (Sun and Saenko 2016) trains them to give features the mean and
-covariance that they have on the run's own data.
+al. 2020); tent (Wang et al. 2021), sar (Niu et al. 2023) and eata (Niu et al. 2022) also train
+scales and shifts for surer answers, of layer norms too; sar and eata leave out unsure images, and
+eata holds what matters on the run's own data; coral (Sun and Saenko 2016) trains scales and shifts
+to give features the mean and covariance that they have on the run's own data.
 
 The model is kept as it was, and the command says so, where a two-sample test finds no shift, where
 the images seem to be of few classes, or where the predictions collapse. What the adaptation costs
@@ -41,7 +42,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument("--split", default="test", choices=("train", "validation", "test"))
     command.add_argument(
         "--adaptation",
-        choices=("batch_norm", "tent", "sar", "coral"),
+        choices=("batch_norm", "tent", "sar", "eata", "coral"),
         default="batch_norm",
         help="default: batch_norm",
     )
@@ -67,7 +68,10 @@ def add_parser(commands: Any) -> None:
         "--learning_rate", type=positive_number, help="tent, sar, coral; default: 1e-3"
     )
     command.add_argument(
-        "--epochs", type=positive_integer, default=1, help="tent, sar, coral: passes; default: 1"
+        "--epochs",
+        type=positive_integer,
+        default=1,
+        help="passes over the images (batch_norm needs one); default: 1",
     )
     command.add_argument(
         "--prior",
@@ -108,6 +112,10 @@ def run(args: argparse.Namespace) -> None:
 
     if args.reset and not args.stream:
         raise UserError("--reset: only the online form can start anew; add --stream")
+    for name in ("output_dir", "fresh", "max_source_loss"):
+        if args.stream and getattr(args, name):
+            option = {"max_source_loss": "max-source-loss"}.get(name, name)
+            raise UserError(f"--{option}: --stream writes no run; leave one of the two out")
     options = AdaptOptions(
         adaptation=args.adaptation,
         settings=Settings(args.learning_rate, args.prior, args.epochs),

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_cifar.adaptation.adapt import Outcome, Place, adapt
+from hf_cifar.adaptation.adapt import Outcome, Place, adapt, check_batch
+from hf_cifar.adaptation.answers import batches, shuffled
 from hf_cifar.adaptation.base import Settings
 from hf_cifar.adaptation.guard import information_threshold
+from hf_cifar.adaptation.norms import batch_norms
 from hf_cifar.adaptation.stream import run_stream
 from hf_cifar.adaptation.table import ADAPTATIONS
 from hf_cifar.augmentation.corruptions import CORRUPTIONS
@@ -86,6 +88,8 @@ def adapt_run(
     Returns what came of it, and the new folder. Raises UserError for input that can't be used.
     """
     out = Path(output_dir or f"{run.rstrip('/')}-{options.adaptation}").expanduser()
+    if out.resolve() == Path(run).expanduser().resolve():
+        raise UserError(f"output_dir: {out} is the run itself; name another folder")
     if not fresh and out.is_dir() and any(out.iterdir()):
         raise UserError(
             f"output_dir: {out} is not empty; name another folder, or start over with --fresh"
@@ -128,10 +132,12 @@ def stream_run(
     classifier, source, target = load_places(run, dataset, keys, options)
     assert source.labels is not None
     size = options.batch_size
+    check_batch(target, size)
     threshold = information_threshold(classifier, source.split, source.labels, size)
     adaptation = ADAPTATIONS[options.adaptation](classifier.model, options.settings)
     if adaptation.needs_source:
-        raise UserError(f"--stream: {options.adaptation} needs all images at once; use tent or sar")
+        rows = shuffled(source.split, size, seed=0, epoch=0)
+        adaptation.prepare(lambda: batches(classifier, source.split, size, rows))
     stream = run_stream(
         classifier, adaptation, target.split, size, reset=reset, threshold=threshold
     )
@@ -145,7 +151,7 @@ def stream_run(
     return {
         "kept": kept,
         "reason": f"{stream.refused} of {stream.batches} batches were answered without adaptation,"
-        " because they look like batches of few classes",
+        " because they look like batches of few classes or hold one image",
         "source_before": None,
         "source_after": None,
         "target_before": accuracy(stream.before),
@@ -167,6 +173,11 @@ def load_places(
     rows = first_rows(source.labels, options.source_images)
     source = dataclasses.replace(source, rows=source.rows[rows], labels=source.labels[rows])
     source_place = Place(source, labels_of_model(classifier.labels, source))
+    if batch_norms(classifier.model) and min(options.batch_size, len(source)) < 2:
+        raise UserError(
+            "--batch_size, --source_images: batch norms need the statistics of two images or more,"
+            f" got {min(options.batch_size, len(source))}; raise it"
+        )
     recipe = target_recipe(run, dataset, keys)
     labels: np.ndarray | None = None
     if options.has_labels:

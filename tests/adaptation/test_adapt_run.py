@@ -158,6 +158,12 @@ def test_pictures_without_class_folders(finished: Run, colours: Path, tmp_path: 
     ("words", "says"),
     [
         (["--batch_size", "500"], "fewer than a batch"),
+        (["--batch_size", "500", "--stream"], "fewer than a batch"),
+        (["--batch_size", "1"], "two images or more"),
+        (["--source_images", "1"], "two images or more"),
+        (["--stream", "--output_dir", "new"], "--output_dir: --stream writes no run"),
+        (["--stream", "--max-source-loss", "0.1"], "--max-source-loss: --stream"),
+        (["--corruption", "fog:6"], "such as fog:5"),
         (["--corruption", "rain:3"], "such as fog:5"),
         (["--reset"], "add --stream"),
         (["--learning_rates", "1"], "only keys of the data"),
@@ -170,7 +176,25 @@ def test_bad_input_is_one_line(
     dataset = ["--dataset", str(colours / "dull")]
     assert command(["adapt", str(finished.path), *dataset, *words]) == 2
     error = capsys.readouterr().err
-    assert says in error and "Traceback" not in error
+    assert says in error and len(error.splitlines()) == 1
+
+
+def test_the_run_itself_is_never_overwritten(
+    finished: Run, colours: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = (finished.path / "metrics.json").read_bytes()
+    words = ["--dataset", str(colours / "dull"), "--batch_size", "20", "--fresh"]
+    command(["adapt", str(finished.path), *words, "--output_dir", f"{finished.path}/../run"])
+    assert "is the run itself" in capsys.readouterr().err
+    assert (finished.path / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["eata", "coral"])
+def test_what_needs_the_source_adapts_online_too(name: str, finished: Run, colours: Path) -> None:
+    options = AdaptOptions(name, Settings(learning_rate=1e-3), batch_size=119)  # and one more
+    facts = stream_run(str(finished.path), str(colours / "dull"), {}, options, reset=False)
+    assert not facts["kept"] and facts["target_after"] > facts["target_before"] + 0.1
+    assert facts["reason"].startswith("1 of 2 batches")
 
 
 def test_labels_that_mean_nothing_and_models_that_are_no_run(

@@ -20,7 +20,7 @@ from hf_cifar.adaptation.table import ADAPTATIONS
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import load_classifier
 
-TRAINED = ("tent", "sar", "coral")
+TRAINED = ("tent", "sar", "eata", "coral")
 
 
 def model_of(folder: Path) -> Any:
