@@ -97,7 +97,8 @@ def parse_severities(text: str) -> list[int]:
     severities: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not (first in "12345" and len(first) == 1 and (not dash or last in list("12345"))):
+        known = first in list("12345") and (not dash or last in list("12345"))
+        if not known or (dash and first > last):
             raise UserError(f"--severity: write 1 to 5, such as 3, 1,3,5 or 1-5; got {text}")
         severities |= set(range(int(first), int(last or first) + 1))
     return sorted(severities)

@@ -167,7 +167,7 @@ def test_severities_and_names_as_people_write_them() -> None:
     assert parse_severities("2-4") == [2, 3, 4]
     assert parse_corruptions("glass-blur, fog,fog") == ["glass_blur", "fog"]
     assert len(parse_corruptions(None)) == 15 and len(parse_corruptions("all")) == 19
-    for text in ("0", "6", "1-9", "", "a", "1,,2", "12"):
+    for text in ("0", "6", "1-9", "", "a", "1,,2", "12", "5-1", "1-"):
         with pytest.raises(UserError, match="--severity"):
             parse_severities(text)
     with pytest.raises(UserError, match="no 'rain'"):
@@ -228,3 +228,37 @@ def test_labels_are_matched_both_ways(finished: Run) -> None:
     given = {"gnu": "dog"}
     others = [*LABELS[:5], "gnu", *LABELS[6:]]
     assert np.array_equal(labels_of_model(others, split, given), split.labels)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--corruptions", "fog,rain"], "there is no 'rain'"),
+        (["--severity", "6"], "--severity: write 1 to 5"),
+        (["--dataset", "pair/data.npy"], "9 images and labels.npy 8 labels"),
+        (["--dataset", "odd", "--corruptions", "fog"], "five severities of equal length"),
+        (["--dataset", "./nowhere"], "there is no such folder"),
+        (["--against", "./nowhere"], "no such folder"),
+        (["--batch_size", "0"], "from 1 on"),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: list[str],
+    says: str,
+    finished: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    for folder, name, count, labels in (("pair", "data", 9, 8), ("odd", "fog", 12, 12)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / f"{name}.npy", np.zeros((count, 32, 32, 3), np.uint8))
+        np.save(tmp_path / folder / "labels.npy", np.zeros(labels, np.uint8))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    small = ["--max_eval_samples", "10", "--precision", "fp32"]
+    if "--corruptions" not in words:
+        small += ["--corruptions", "fog"]
+    assert command(["stress", str(finished.path), *small, *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error and len(error.splitlines()) == 1
