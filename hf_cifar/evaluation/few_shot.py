@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize, one_hot
 
 from hf_cifar.data.load import check_classes, load_data
 from hf_cifar.data.splits import Data, samples_per_class
 from hf_cifar.errors import UserError
-from hf_cifar.evaluation.knn import knn_accuracy
+from hf_cifar.evaluation.knn import QUERIES_AT_ONCE, knn_votes
 from hf_cifar.features.class_means import LinearHead, fit_class_means
 from hf_cifar.features.frozen_backbone import FrozenBackbone, load_frozen
 from hf_cifar.features.logistic_regression import STRENGTHS, fit_logistic_regression
@@ -120,6 +121,7 @@ def few_shot(study: FewShotData, shots: Sequence[int], draws: int) -> dict[str, 
     start = time.perf_counter()
     labels = torch.from_numpy(study.data.train.labels).to(study.pool.device)
     truth = torch.from_numpy(study.test_labels).to(study.pool.device)
+    directions = normalize(study.test, dim=1)
     results: list[dict[str, Any]] = []
     used: dict[int, int] = {}
     for count in shots:
@@ -127,23 +129,20 @@ def few_shot(study: FewShotData, shots: Sequence[int], draws: int) -> dict[str, 
         for draw in range(draws):
             rows = draw_rows(study, count, draw)
             heads = fit_heads(study, rows, labels[rows])
-            scores = {
-                name: float((head.linear.logits(study.test).argmax(1) == truth).double().mean())
-                for name, head in heads.items()
-            }
-            scores["knn"] = knn_accuracy(
-                study.pool[rows].cpu().numpy(),
-                labels[rows].cpu().numpy(),
-                study.test.cpu().numpy(),
-                study.test_labels,
-                device=study.pool.device,
-            )
+            scores = _accuracies(heads, study.test, truth)
+            references = normalize(study.pool[rows], dim=1)
+            classes = one_hot(labels[rows], study.classes).float()
+            votes = [
+                knn_votes(references, classes, queries).argmax(1)
+                for queries in directions.split(QUERIES_AT_ONCE)
+            ]
+            scores["knn"] = float((torch.cat(votes) == truth).double().mean())
             for name, accuracy in scores.items():
                 accuracies.setdefault(name, []).append(accuracy)
             if study.refiner and heads["guarded"].method == "refined":
                 used[count] = used.get(count, 0) + 1
         results += [
-            {"shots": count, "method": name} | _interval(values)
+            {"shots": count, "method": name} | over_draws(values)
             for name, values in sorted(accuracies.items())
         ]
     return {
@@ -155,6 +154,17 @@ def few_shot(study: FewShotData, shots: Sequence[int], draws: int) -> dict[str, 
         "refined_in_draws": {str(count): used.get(count, 0) for count in shots},
         "seconds": time.perf_counter() - start,
     }
+
+
+def _accuracies(
+    heads: dict[str, Head], test: torch.Tensor, truth: torch.Tensor
+) -> dict[str, float]:
+    """Return the accuracy of each head on the test images, which are gone through once."""
+    weight = torch.cat([head.linear.weight for head in heads.values()])
+    bias = torch.cat([head.linear.bias for head in heads.values()])
+    logits = LinearHead(weight, bias).logits(test).unflatten(1, (len(heads), -1))
+    shares = (logits.argmax(2) == truth[:, None]).double().mean(0)
+    return dict(zip(heads, shares.tolist(), strict=True))
 
 
 def draw_rows(study: FewShotData, shots: int, draw: int) -> torch.Tensor:
@@ -264,8 +274,8 @@ def fit_in_span(
     return LinearHead(weight, fitted.bias - weight @ centre), held_out
 
 
-def _interval(accuracies: list[float]) -> dict[str, Any]:
-    """Return the mean of accuracies with its 95 % interval by Student's t."""
+def over_draws(accuracies: list[float]) -> dict[str, Any]:
+    """Return the mean of accuracies, one a draw, with its 95 % interval by Student's t."""
     from scipy.stats import t
 
     values = np.array(accuracies)

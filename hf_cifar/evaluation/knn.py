@@ -34,7 +34,18 @@ def knn_accuracy(
     for start in range(0, len(test), QUERIES_AT_ONCE):
         part = slice(start, start + QUERIES_AT_ONCE)
         queries = normalize(torch.from_numpy(np.array(test[part])).to(device), dim=1)
-        similarity, nearest = (queries @ references.T).topk(min(k, len(references)), dim=1)
-        votes = (classes[nearest] * (similarity / TEMPERATURE).exp()[..., None]).sum(1)
+        votes = knn_votes(references, classes, queries, k)
         correct += (votes.argmax(1) == torch.from_numpy(truth[part]).to(device)).sum()
     return int(correct) / len(test)
+
+
+@exact_products()
+def knn_votes(
+    references: torch.Tensor, classes: torch.Tensor, queries: torch.Tensor, k: int = 20
+) -> torch.Tensor:
+    """Return float32 [m, C], the votes for each class as `knn_accuracy` counts them.
+
+    references, queries: float32 [n, D] and [m, D], of length 1. classes: float32 [n, C], one-hot.
+    """
+    similarity, nearest = (queries @ references.T).topk(min(k, len(references)), dim=1)
+    return (classes[nearest] * (similarity / TEMPERATURE).exp()[..., None]).sum(1)
