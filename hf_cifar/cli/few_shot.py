@@ -42,6 +42,12 @@ def add_parser(commands: Any) -> None:
         help="refine on the rest of the training images, without their labels, where that helps",
     )
     command.add_argument(
+        "--lora",
+        action="store_true",
+        help="also train LoRA adapters for 40 steps on each draw of 10 images a class or more,"
+        " which takes minutes for each",
+    )
+    command.add_argument(
         "--out",
         type=Path,
         help="folder for table and plot; default: runs/NAME-few-shot for a backbone called NAME",
@@ -61,12 +67,18 @@ def run(args: argparse.Namespace) -> None:
     from hf_cifar.evaluation.backbone_recipe import backbone_recipe
     from hf_cifar.evaluation.few_shot import few_shot, load_few_shot_data
     from hf_cifar.reporting.few_shot_plot import write_few_shot
+    from hf_cifar.runs.few_shot_lora import check_lora_shots, lora_results
     from hf_cifar.runs.few_shot_run import save_few_shot_run
 
     recipe = backbone_recipe(args.backbone, args.keys)
+    if args.lora:
+        check_lora_shots(args.shots)
     most = [*args.shots, *([args.save] if args.save else [])]
     study = load_few_shot_data(recipe, most, args.unlabelled)
     result = few_shot(study, args.shots, args.draws)
+    if args.lora:
+        result["results"] += lora_results(study, args.shots, args.draws)
+        result["results"].sort(key=lambda row: (row["shots"], row["method"]))
     folder = args.out or Path("runs") / f"{recipe.name.replace('/', '-')}-few-shot"
     try:
         write_few_shot(result, folder)

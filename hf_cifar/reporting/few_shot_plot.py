@@ -17,6 +17,7 @@ COLOURS = {
     "knn": GREY,
     "guarded": GREEN,
     "refined": "#CC79A7",
+    "lora": "#D55E00",
 }
 
 
