@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hf_cifar.data.batches import BatchDataset
+from hf_cifar.augmentation.transforms import Transforms, make_transforms
+from hf_cifar.data.batches import BatchDataset, ImageBatches
+from hf_cifar.distributed import world_size
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import Classifier, load_classifier
 from hf_cifar.evaluation.label_names import map_labels
-from hf_cifar.features.frozen_backbone import freeze
+from hf_cifar.features.frozen_backbone import FrozenBackbone, freeze
+from hf_cifar.features.teacher_logits import epoch_logits
 from hf_cifar.models.load import Backbone
 from hf_cifar.models.structure import head
 from hf_cifar.objectives.base import Datasets
@@ -24,8 +30,10 @@ class Distillation(Classification):
     """Classification whose loss has a second term: the student's answers should be the teacher's
     (Hinton et al. 2015).
 
-    The teacher sees each training image once, without augmentation, and its features are cached, so
-    that it costs one pass and a resumed run learns from the same answers.
+    The teacher sees each training image once without augmentation (`teacher_views: plain`), or in
+    each epoch with the crop, mirroring and policy that the student sees (`each_epoch`, the
+    consistent teaching of Beyer et al. 2022). What it answers is cached before training begins, so
+    that it costs one pass over each view, and a resumed run learns from the same answers.
     """
 
     methods: ClassVar[tuple[str, ...]] = ("full", "lora")
@@ -54,21 +62,44 @@ class Distillation(Classification):
         datasets = super().datasets(
             backbone, model, device, channels_last=channels_last, views=views
         )
-        return Datasets(TaughtBatches(datasets.train, self._answers()), datasets.evaluation)
+        answers = self._answers(backbone)
+        return Datasets(TaughtBatches(datasets.train, answers), datasets.evaluation)
 
-    def _answers(self) -> np.ndarray:
-        """Return float32 [n, C], the teacher's logits for the training images, in the order of the
-        data's classes. Raises UserError for a teacher with other classes.
+    def _answers(self, backbone: Backbone) -> list[np.ndarray]:
+        """Return the teacher's logits for the training images, float32 [n, C], in the order of the
+        data's classes: one array for each epoch, or one for all.
+
+        backbone: the student's. Raises UserError for a teacher with other classes.
         """
         assert self.recipe.teacher is not None
         teacher = load_classifier(self.recipe.teacher)
         columns = self._columns(teacher)
         frozen = freeze(teacher.model, teacher.transforms)
+        if self.recipe.teacher_views == "plain":
+            return [self._plain_logits(frozen)[:, columns]]
+        transforms = self._teacher_transforms(backbone, teacher.transforms)
+        batches = ImageBatches(
+            self.data.train, transforms, training=True, channels_last=frozen.channels_last
+        )
+        epochs = epochs_of(self.recipe, len(self.data.train))
+        return [
+            epoch_logits(frozen, batches, epoch, self.workers)[:, columns]
+            for epoch in range(epochs)
+        ]
+
+    def _plain_logits(self, frozen: FrozenBackbone) -> np.ndarray:
         features = torch.from_numpy(np.array(frozen.features(self.data.train)))
-        _, linear = head(teacher.model)
+        _, linear = head(frozen.model)
         with torch.inference_mode():
-            logits = linear.float().cpu()(features).numpy()
-        return logits[:, columns]
+            return linear.float().cpu()(features).numpy()
+
+    def _teacher_transforms(self, backbone: Backbone, plain: Transforms) -> Transforms:
+        """Return the student's augmentation at the teacher's size, with the teacher's processor."""
+        recipe = dataclasses.replace(self.recipe, image_size_schedule=None)
+        seen_by_teacher = dataclasses.replace(
+            backbone, processor=plain.processor, image_size=plain.image_size
+        )
+        return make_transforms(recipe, seen_by_teacher)
 
     def _columns(self, teacher: Classifier) -> np.ndarray:
         """Return for each class of the data its place among the teacher's."""
@@ -107,14 +138,29 @@ class Distillation(Classification):
             "name": public_name(self.recipe.teacher),
             "weight": self.weight,
             "temperature": self.softness,
+            "views": self.recipe.teacher_views,
         }
         return super().facts() | {"teacher": teacher}
 
 
-class TaughtBatches:
-    """Batches with the teacher's logits, float32 [n, C], beside the labels."""
+def epochs_of(recipe: Recipe, images: int) -> int:
+    """Return how many epochs a run over so many training images begins."""
+    training = recipe.training
+    if training["max_steps"] <= 0:
+        return math.ceil(training["num_train_epochs"])
+    update = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
+    steps = images / (update * world_size())  # of an epoch
+    steps = math.floor(steps) if training["dataloader_drop_last"] else math.ceil(steps)
+    return math.ceil(training["max_steps"] / max(steps, 1))
 
-    def __init__(self, batches: BatchDataset, answers: np.ndarray) -> None:
+
+class TaughtBatches:
+    """Batches with the teacher's logits beside the labels.
+
+    answers: float32 [n, C] for each epoch, or one array for all epochs.
+    """
+
+    def __init__(self, batches: BatchDataset, answers: Sequence[np.ndarray]) -> None:
         self.batches, self.answers = batches, answers
 
     @property
@@ -127,9 +173,12 @@ class TaughtBatches:
 
     def __getitems__(self, tickets: list[int]) -> dict[str, Any]:
         """Return the batch, with `teacher`, float32 [B, C]."""
-        index = np.asarray(tickets, dtype=np.int64) % len(self)
-        answers = torch.from_numpy(self.answers[index])
-        return self.batches.__getitems__(tickets) | {"teacher": answers}
+        epochs, index = np.divmod(np.asarray(tickets, dtype=np.int64), len(self))
+        epochs %= len(self.answers)
+        answers = np.stack(
+            [self.answers[epoch][row] for epoch, row in zip(epochs, index, strict=True)]
+        )
+        return self.batches.__getitems__(tickets) | {"teacher": torch.from_numpy(answers)}
 
     def model_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """Return the model's arguments; labels are float32 [B, 1 + C], label and logits."""

@@ -191,6 +191,11 @@ class ObjectiveKeys:
     distillation_temperature: Positive = key(
         2.0, "distillation: number that logits are divided by before they are compared"
     )
+    teacher_views: Literal["plain", "each_epoch"] = key(
+        "plain",
+        "distillation: what the teacher answers to: each image as it is, in one pass, or the"
+        " augmented view of each epoch, in as many passes, which are cached",
+    )
     consistency_weight: NotNegative = key(
         0.0,
         "classification with `auto_augment: augmix`: weight of the Jensen-Shannon divergence of the"
