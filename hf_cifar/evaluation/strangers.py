@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from hf_cifar.data.load import load_split
@@ -17,7 +18,7 @@ from hf_cifar.evaluation.known_pictures import (
     known_of,
     read_known,
 )
-from hf_cifar.evaluation.new_pictures import load_pictures
+from hf_cifar.evaluation.new_pictures import PictureFolder, load_pictures
 from hf_cifar.evaluation.stranger_scores import separation, stranger_scores
 from hf_cifar.evaluation.target_data import target_recipe
 
@@ -34,10 +35,10 @@ def evaluate_strangers(model: str, dataset: str | None, strangers: str) -> dict[
     classifier = load_classifier(model)
     recipe = target_recipe(model, dataset, {})
     test = first_images(load_split(recipe, "test", classifier.pixel_range), MOST_PICTURES)
-    others, _ = load_pictures(strangers, classifier.pixel_range)
+    others, names = load_pictures(strangers, classifier.pixel_range)
     if not len(others):
         raise UserError(f"--strangers {strangers}: there are no pictures; name a set with some")
-    _warn_of_shared_classes(classifier.labels, others)
+    _warn_of_shared_classes(classifier.labels, _class_names(others, names, strangers))
     others = first_images(others, MOST_PICTURES)
     frozen = freeze_classifier(classifier)
     stored = read_known(classifier)
@@ -55,13 +56,22 @@ def evaluate_strangers(model: str, dataset: str | None, strangers: str) -> dict[
     }
 
 
-def _warn_of_shared_classes(labels: list[str], others: Split) -> None:
-    shared = {label.casefold() for label in labels}
-    names = [name for name in others.images.label_names if name.casefold() in shared]
-    if names:
+def _class_names(others: Split, pictures: list[str], strangers: str) -> list[str]:
+    """Return what the strangers' classes are called: of a folder, the names of its subfolders."""
+    if not isinstance(others.images, PictureFolder):
+        return others.images.label_names
+    folder = Path(strangers).expanduser()
+    parents = [Path(picture).relative_to(folder).parts[:-1] for picture in pictures]
+    return sorted({part for parts in parents for part in parts})
+
+
+def _warn_of_shared_classes(labels: list[str], classes: list[str]) -> None:
+    known = {label.casefold() for label in labels}
+    shared = [name for name in classes if name.casefold() in known]
+    if shared:
         log.warning(
             "strangers: the model knows %d of their classes (%s), so these pictures are none;"
             " leave them out",
-            len(names),
-            ", ".join(names[:5]),
+            len(shared),
+            ", ".join(shared[:5]),
         )

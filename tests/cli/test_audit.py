@@ -124,3 +124,28 @@ def _other_parquet(folder: Path) -> Path:
 def test_data_that_is_not_there(dataset, tiny, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert dataset in refused("audit", dataset, "--model", tiny("resnet"))
+
+
+def test_pictures_without_labels_and_other_bad_input(tiny, refused, tmp_path):
+    (tmp_path / "plain").mkdir()
+    picture("red", np.random.default_rng(0)).tofile(tmp_path / "plain" / "1.png")
+    audit = ["audit", tmp_path / "plain", "--model", tiny("resnet")]
+    assert "no pictures in class folders" in refused(*audit)
+    assert "nowhere" in refused("audit", "sample", "--model", "./nowhere")
+    (tmp_path / "file").write_text("")
+    small = ["--max_train_samples", "40", "--max_eval_samples", "20"]
+    words = ["audit", "sample", "--model", tiny("resnet"), *small, "--out"]
+    assert "--out" in refused(*words, tmp_path / "file")
+
+
+def test_one_class_is_looked_at_without_its_labels(tiny, tmp_path, capfd, caplog):
+    (tmp_path / "one" / "red").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(12):
+        pixels = picture("red", random)
+        PIL.Image.fromarray(pixels).save(tmp_path / "one" / "red" / f"{number}.png")
+    words = ["audit", tmp_path / "one", "--model", tiny("resnet"), "--out", tmp_path / "o"]
+    with without_drawing():
+        assert main.run([str(word) for word in [*words, "--json"]]) == 0
+    assert json.loads(capfd.readouterr().out)["label_issues"] == []
+    assert any("labels are not checked" in line for line in caplog.messages)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from helpers.runs import held_out_images, pipeline_probabilities, without_drawing
 
 from hf_cifar.cli import main
@@ -43,6 +44,42 @@ def test_results_and_a_run_that_pipeline_loads(tiny, tmp_path, capfd, monkeypatc
     assert len(load_split(recipe, "train")) == 40
 
 
+def test_lora_trains_on_the_images_of_each_draw(tiny, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["few-shot", str(tiny("vit")), *SMALL, "--shots", "2,10", "--draws", "1", "--lora"]
+    results = []
+    for _ in range(2):
+        with without_drawing():
+            assert main.run([*words, "--json"]) == 0
+        results.append(json.loads(capfd.readouterr().out)["results"])
+    rows = [row for row in results[0] if row["method"] == "lora"]
+    assert [row["shots"] for row in rows] == [10] and len(rows[0]["accuracies"]) == 1
+    assert results[0] == results[1]
+    assert [(row["shots"], row["method"]) for row in results[0]] == sorted(
+        (row["shots"], row["method"]) for row in results[0]
+    )
+
+
+def test_lora_starts_at_logistic_regression_on_the_images_of_the_draw(tiny, tmp_path):
+    from hf_cifar.evaluation.few_shot import draw_rows, fit_heads, load_few_shot_data
+    from hf_cifar.runs.few_shot_lora import lora_setup
+
+    keys = {"dataset_name": "sample", "max_train_samples": 120, "max_eval_samples": 20, "seed": 5}
+    recipe = backbone_recipe(str(tiny("vit")), keys | {"bf16": False})
+    study = load_few_shot_data(recipe, [10], False)
+    rows = draw_rows(study, 10, 3)
+    setup = lora_setup(study, 10, 3, str(tmp_path))
+    assert setup.datasets.train.split.rows.tolist() == study.data.train.rows[rows].tolist()
+    heads = fit_heads(study, rows, torch.from_numpy(study.data.train.labels)[rows])
+    setup.model.eval()
+    batch = setup.datasets.evaluation["test"]
+    with torch.inference_mode():
+        inputs = batch.model_inputs(batch.__getitems__(list(range(20))), torch.device("cpu"))
+        logits = setup.model(pixel_values=inputs["pixel_values"]).logits
+    expected = heads["logistic"].linear.logits(study.test)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_draws_are_nested_and_balanced(tiny):
     from hf_cifar.evaluation.few_shot import draw_rows, load_few_shot_data
 
@@ -74,6 +111,7 @@ def test_a_run_is_a_backbone_with_its_own_data(tiny, train):
         (("--draws", "0", *SMALL), ("--draws", "from 1 on")),
         (("--shots", "1", "--save", "90", *SMALL), ("--shots 90",)),
         (("--shots", "1", "--no_such_key", "3"), ("no_such_key",)),
+        (("--shots", "1,5", "--lora", *SMALL), ("--lora", "from 10 images a class on", "1, 5")),
     ],
 )
 def test_bad_input(words, parts, tiny, refused):
@@ -89,3 +127,15 @@ def test_one_class_is_refused(tiny, refused, tmp_path):
         PIL.Image.new("RGB", (32, 32), "red").save(tmp_path / "data" / split / "only" / "1.png")
     line = refused("few-shot", tiny("resnet"), "--dataset_name", tmp_path / "data", "--shots", "1")
     assert "only one class" in line
+
+
+def test_pictures_without_labels_are_refused(tiny, refused, tmp_path):
+    import PIL.Image
+
+    (tmp_path / "plain").mkdir()
+    PIL.Image.new("RGB", (32, 32), "red").save(tmp_path / "plain" / "1.png")
+    words = ["few-shot", tiny("resnet"), "--dataset_name", tmp_path / "plain", "--shots", "1"]
+    assert "no pictures in class folders" in refused(*words)
+    (tmp_path / "file").write_text("")
+    words = ["few-shot", tiny("resnet"), *SMALL, "--shots", "1", "--draws", "1", "--out"]
+    assert "--out" in refused(*words, tmp_path / "file")

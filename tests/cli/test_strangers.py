@@ -72,6 +72,18 @@ def test_a_stranger_set_of_the_models_own_classes_is_warned_of(run, caplog, capf
     assert any("the model knows 10 of their classes" in line for line in caplog.messages)
 
 
+def test_class_folders_of_the_models_own_classes_are_warned_of(
+    run, folders, caplog, capfd, tmp_path
+):
+    for name in ("Cat", "dog", "tree"):
+        (tmp_path / "others" / "train" / name).mkdir(parents=True)
+        picture = folders["grey"] / "1.png"
+        shutil.copy(picture, tmp_path / "others" / "train" / name)
+    with caplog.at_level("WARNING", "hf_cifar"):
+        call(capfd, "evaluate", run, "--strangers", tmp_path / "others", "--json")
+    assert any("the model knows 2 of their classes (Cat, dog)" in line for line in caplog.messages)
+
+
 def test_a_calibrated_run_says_none_of_these(run, folders, capfd):
     pictures = [folders["same"] / f"{number}.png" for number in range(20)]
     before = pipeline("image-classification", model=str(run))(str(pictures[0]))
@@ -111,6 +123,29 @@ def test_bad_input(run, folders, refused, tmp_path):
     assert "no folder of a finished run" in refused("calibrate", tmp_path)
     assert "at most 1" in refused("calibrate", run, "--reject", "2")
     assert "nowhere" in refused("monitor", run, "./nowhere")
+    assert "no picture in this folder" in refused("monitor", run, folders["empty"])
+    assert "above 0" in refused("monitor", run, folders["same"], "--p", "0")
+    assert "above 0" in refused("calibrate", run, "--reject", "0")
+    for model in (folders["empty"], "./nowhere"):
+        for words in (("monitor", model, folders["same"]), ("evaluate", model)):
+            more = ("--strangers", folders["grey"]) if words[0] == "evaluate" else ()
+            assert str(model) in refused(*words, *more)
+
+
+def test_two_classes_and_few_validation_pictures(tiny, folders, refused, tmp_path):
+    few = train_into(tmp_path / "few", tiny("resnet"), method="linear", max_eval_samples=10)
+    assert "10 validation pictures say too little" in refused("calibrate", few.path)
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        for number in range(40):
+            pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(tmp_path / "two" / name / f"{number}.png")
+    keys = {"dataset_name": str(tmp_path / "two"), "validation_fraction": 0.4}
+    pair = train_into(
+        tmp_path / "pair", tiny("resnet"), method="linear", max_train_samples=None, **keys
+    )
+    assert "with two classes none can be left out" in refused("calibrate", pair.path)
 
 
 def test_a_run_without_validation_pictures(tiny, folders, refused, tmp_path):
