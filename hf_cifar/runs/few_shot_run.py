@@ -106,7 +106,9 @@ def _over_draws(result: dict[str, Any], shots: int) -> dict[str, Any]:
 
 
 def _run_recipe(study: FewShotData, shots: int, has_folder: bool) -> Recipe:
-    """Return the recipe of `method: linear` that trains on the same images."""
+    """Return the recipe of `method: linear` that trains on the same images, or on as many others
+    where `max_train_samples` cuts the pool that labels are drawn from.
+    """
     names = [field.name for block in (ModelKeys, DataKeys) for field in dataclasses.fields(block)]
     keys: dict[str, Any] = {name: getattr(study.recipe, name) for name in names}
     keys |= {"train_samples_per_class": shots, "dropout": None, "drop_path_rate": None}
