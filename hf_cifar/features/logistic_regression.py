@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold
 from torch.nn import functional as F
 
 from hf_cifar.training.precision import exact_products
@@ -76,6 +75,16 @@ def fit_logistic_regression(
     return LogisticRegression(weight, bias, best, scores)
 
 
+def _stratified_folds(
+    labels: np.ndarray, folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the rows to fit and the rows to hold out, [(train, test), ...], of each fold."""
+    from sklearn.model_selection import StratifiedKFold  # takes a second, which most runs save
+
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(labels)), labels))
+
+
 def _cross_validate(
     features: torch.Tensor,
     labels: torch.Tensor,
@@ -90,8 +99,7 @@ def _cross_validate(
     folds = min(FOLDS, int(np.bincount(host_labels, minlength=classes).min()))
     if folds < 2:  # a class with one image can't be both fitted and held out
         return []
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    splits = list(splitter.split(np.zeros(len(host_labels)), host_labels))
+    splits = _stratified_folds(host_labels, folds, seed)
     if len(host_labels) >= ONE_FOLD_FROM:
         splits = splits[:1]
     pairs = [
@@ -185,10 +193,9 @@ def out_of_fold_probabilities(
     """
     host_labels = labels.cpu().numpy()
     folds = min(FOLDS, int(np.bincount(host_labels, minlength=classes).min()))
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     probabilities = torch.empty(len(labels), classes, device=features.device)
     strengths: list[float] = []
-    for train, test in splitter.split(np.zeros(len(host_labels)), host_labels):
+    for train, test in _stratified_folds(host_labels, folds, seed):
         held_out = torch.from_numpy(test).to(labels.device)
         rest = torch.from_numpy(train).to(labels.device)
         path = _WarmStartedFit(features[None, rest], labels[rest], classes, FOLD_TOLERANCE)
