@@ -73,12 +73,11 @@ def compare(
     start = time.monotonic()
     deadline = start + 60 * minutes
 
-    costs, loaded = {}, {}
+    costs = {}
     for word in words:
         frozen, size = _load_frozen(raced[word, methods[0]], data)
         seconds = min(MEASURING_SECONDS, 60 * minutes * MEASURING_SHARE / len(words))
         costs[word] = measure_inference(frozen, size, limits.max_memory or math.inf, seconds)
-        loaded[word] = frozen, size
         log.info("%s: %s", word, _cost_line(costs[word]))
     meeting = within_limits(costs, limits)
     removed = [
@@ -90,7 +89,7 @@ def compare(
         log.info("%s takes no part: %s", row["model"], row["missed"])
     backbones = {}
     for word in meeting:
-        frozen, size = loaded[word]
+        frozen, size = _load_frozen(raced[word, methods[0]], data)  # one at a time in memory
         seconds = 60 * minutes * FROZEN_SHARE / len(meeting)
         images = min(
             int(seconds * costs[word].images_per_second),
@@ -100,7 +99,7 @@ def compare(
         least = 2 * len(data.label_names)
         scores = frozen_scores(frozen, data, max(images, least), shared.seed)
         backbones[word] = Measured(costs[word], scores, size)
-    loaded.clear()
+    del frozen
 
     contestants = []
     for (word, method), recipe in raced.items():
@@ -133,6 +132,8 @@ def compare(
     result["choice"] = choice | {"reason": _reason(ranked, result)}
     command = ["hf-cifar", "compare", *words, "--methods", ",".join(methods)]
     command += ["--minutes", f"{minutes:g}"]
+    for name, value in keys.items():
+        command += [f"--{name}", str(value)]
     comment = (
         f"The winner of a race on {data.source}, of {len(contestants)} candidates"
         f" in {minutes:g} minutes:\n{result['choice']['reason']}\n{shlex.join(command)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ def winner_yaml(recipe: Recipe, comment: str) -> str:
         path = Path(values.get(name) or "").expanduser()
         if name in values and values[name] != "sample" and path.exists():
             values[name] = str(path.resolve())
-    parts = ["\n".join(f"# {line}".rstrip() for line in comment.splitlines()) + "\n"]
+    lines = [part for line in comment.splitlines() for part in textwrap.wrap(line, 98)]
+    parts = ["".join(f"# {line}\n" for line in lines)]
     for title, block in BLOCKS.items():
         names = [field.name for field in dataclasses.fields(block) if field.name in values]
         if names:
