@@ -14,6 +14,7 @@ from hf_cifar.evaluation.backbone_recipe import backbone_recipe
 from hf_cifar.methods.table import METHODS
 from hf_cifar.models.load import skeleton
 from hf_cifar.models.structure import ATTENTION
+from hf_cifar.objectives.table import find_objective
 from hf_cifar.recipe.fields import (
     BLOCKS,
     TRAINING_DEFAULTS,
@@ -72,6 +73,11 @@ def contestant_recipes(
     recipes: dict[tuple[str, str], Recipe] = {}
     for word in words:
         base = backbone_recipe(word, keys)
+        if "accuracy" not in find_objective(base).checkpoint_metrics:
+            raise UserError(
+                f"compare: {word}: objective {base.objective} has no accuracy to compare by; name"
+                " recipes of classification"
+            )
         has_attention = _has_attention(base)  # a backbone that can't be had ends the command here
         is_recipe = base.model_name_or_path != os.path.expanduser(word)
         for method in methods:
