@@ -24,6 +24,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from hf_cifar.evaluation.few_shot import draw_rows, few_shot, load_few_shot_data
     from hf_cifar.recipe.recipe import public_name
     from hf_cifar.reporting.provenance import commit, hardware_facts, versions
+    from hf_cifar.runs.few_shot_lora import lora_results
 
     keys: dict[str, Any] = {"dataset_name": args.data, "image_size": args.image_size}
     if args.images:
@@ -32,6 +33,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         keys["max_eval_samples"] = args.test_images
     study = load_few_shot_data(backbone_recipe(args.model, keys), args.shots, unlabelled=True)
     result = few_shot(study, args.shots, args.draws)
+    if args.lora:
+        result["results"] += lora_results(study, args.shots, args.draws)
     for shots in args.reference_shots:
         accuracies = []
         for draw in range(args.draws):
@@ -44,7 +47,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "few-labels",
         "command": f"python benchmarks/few_labels.py --model {public_name(args.model)}"
-        f" --image-size {args.image_size} --data DIR --draws {args.draws}",
+        f" --image-size {args.image_size} --data DIR --draws {args.draws}"
+        + (f" --shots {','.join(map(str, args.shots))} --lora" if args.lora else ""),
         "model": public_name(args.model),
         "image_size": args.image_size,
         "hardware": hardware_facts(study.frozen.device, 1),
@@ -86,6 +90,7 @@ def main() -> None:
     parser.add_argument(
         "--reference-shots", type=numbers, default=[], help="shots to try scikit-learn on"
     )
+    parser.add_argument("--lora", action="store_true", help="also train adapters, minutes a draw")
     parser.add_argument("--json", type=Path, help="default: results/few-labels-MODEL.json")
     args = parser.parse_args()
     result = measure(args)
