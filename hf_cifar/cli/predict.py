@@ -4,30 +4,86 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from hf_cifar.cli.options import new_command, positive_integer, quiet_libraries
 from hf_cifar.cli.output import say
+from hf_cifar.distributed import rank
+from hf_cifar.errors import UserError
 from hf_cifar.text import visible
+
+BULK_OPTIONS = ("split", "batch_size", "precision", "on_bad_image")
 
 
 def add_parser(commands: Any) -> None:
-    command = new_command(commands, "predict", "Classify pictures.")
+    command = new_command(
+        commands,
+        "predict",
+        "Classify pictures.",
+        epilog="Without --out, answers are printed in order as pictures are read, and a picture\n"
+        "that can't be read ends the command with exit code 2 after the answers before it.\n"
+        "With --out, it is listed in the file with its error. A stopped command goes on where\n"
+        "it was; `accelerate launch -m hf_cifar predict ... --out FILE` shares the pictures\n"
+        "between processes.",
+    )
     command.set_defaults(run=run)
     command.add_argument(
         "model",
         metavar="RUN_OR_MODEL",
         help="a run folder, a model folder, or a Hub id, with @revision if wanted",
     )
-    command.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders or URLs")
+    command.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="files, folders or URLs; with --out also one data set, as `dataset_name` in a recipe",
+    )
     command.add_argument(
         "--top", type=positive_integer, default=3, help="classes named for each picture; default: 3"
     )
-    command.add_argument("--json", action="store_true", help="write one JSON object a picture")
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="write one JSON object a picture; with --out, one that counts the answers",
+    )
+    bulk = command.add_argument_group("many pictures")
+    bulk.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the answers to this parquet file, in batches",
+    )
+    bulk.add_argument(
+        "--split",
+        choices=("train", "validation", "test"),
+        help="of a data set; default: test, or train where there is no test",
+    )
+    bulk.add_argument(
+        "--batch_size", type=positive_integer, help="pictures at a time; default: 128, a CPU's 32"
+    )
+    bulk.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "auto"),
+        help="fp32, the default, gives the answers of single pictures; auto: bf16 where it is"
+        " faster",
+    )
+    bulk.add_argument(
+        "--on_bad_image",
+        choices=("skip", "error"),
+        help="skip, the default: list a picture that can't be read with its error, and go on;"
+        " error: end there. In a recipe it is the other way round: training ends by default",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
+    bulk = {name: getattr(args, name) for name in BULK_OPTIONS if getattr(args, name) is not None}
+    if bulk and args.out is None:
+        raise UserError(f"predict: --{next(iter(bulk))} goes with --out FILE; add that")
     quiet_libraries()
+    if args.out is not None:
+        _run_bulk(args, bulk)
+        return
     from hf_cifar.evaluation.predict import predict
 
     for name, answers in predict(args.model, args.images, args.top):
@@ -36,3 +92,21 @@ def run(args: argparse.Namespace) -> None:
         else:
             scores = [f"{visible(answer['label'])} {answer['score']:.3f}" for answer in answers]
             say(f"{visible(name):<40}{'  '.join(scores)}")
+
+
+def _run_bulk(args: argparse.Namespace, options: dict[str, Any]) -> None:
+    from hf_cifar.evaluation.bulk_predict import bulk_predict
+
+    out = args.out.expanduser()
+    counts = bulk_predict(args.model, args.images, out, top=args.top, **options)
+    if rank():
+        return
+    if args.json:
+        say(json.dumps({"out": str(out)} | counts))
+        return
+    text = f"{out}: {counts['pictures']:,} pictures"
+    if counts["none_of_these"]:
+        text += f", {counts['none_of_these']:,} of them none of the classes"
+    if counts["errors"]:
+        text += f", {counts['errors']:,} without an answer (column `error` says why)"
+    say(text)

@@ -108,18 +108,26 @@ def chunk_ranges(count: int, rows_a_chunk: int) -> list[range]:
     ]
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def in_order(
+    work: Callable[[T], R],
+    items: Iterable[T],
+    threads: int | None = None,
+    ahead: int | None = None,
+) -> Iterator[R]:
     """Yield work(item) of each item in order, done in threads.
 
     Few results wait at a time, so memory stays flat.
+
+    threads: by default one a core. ahead: how many results may wait, by default two a thread.
     """
-    threads = usable_cores()
+    threads = threads or usable_cores()
+    ahead = ahead or 2 * threads
     with no_bomb_warnings(), ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[R]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * threads:
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

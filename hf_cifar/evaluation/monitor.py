@@ -66,9 +66,8 @@ def compare(
         "worst": [],
     }
     if stored.reject is not None:
-        rejecter = Rejecter(stored)
-        strangeness = rejecter.strangeness(features)
-        result["strangers"] = float(rejecter.is_stranger(features).mean())
+        is_stranger, strangeness = Rejecter(stored).judge(features)
+        result["strangers"] = float(is_stranger.mean())
         worst = np.argsort(-strangeness, kind="stable")[:WORST]
         result["worst"] = [
             {"picture": names[place], "strangeness": float(strangeness[place])} for place in worst

@@ -14,7 +14,7 @@ from hf_cifar.data.looks import LOOK
 from hf_cifar.data.sources.folders import pictures_below
 from hf_cifar.data.splits import Split
 from hf_cifar.errors import UserError
-from hf_cifar.evaluation.predict import read_picture
+from hf_cifar.evaluation.named_picture import read_picture
 from hf_cifar.recipe.recipe import Recipe
 
 

@@ -9,7 +9,11 @@ import torch
 
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.known_pictures import KnownPictures, Reject
-from hf_cifar.evaluation.stranger_scores import leave_classes_out, stranger_scores
+from hf_cifar.evaluation.stranger_scores import (
+    leave_classes_out,
+    make_score,
+    stranger_scores,
+)
 
 NONE_OF_THESE = "none of these"
 FEWEST = 20  # validation pictures that a threshold is worth anything with
@@ -43,20 +47,16 @@ class Rejecter:
 
     def __init__(self, pictures: KnownPictures) -> None:
         assert pictures.reject is not None
-        self.pictures, self.reject = pictures, pictures.reject
-        scores = stranger_scores(pictures.known, pictures.validation)
-        self.validation = np.sort(scores[self.reject.score])
+        self.reject = pictures.reject
+        self._score = make_score(pictures.known, self.reject.score)
+        self.validation = np.sort(self._score(pictures.validation))
 
-    def strangeness(self, features: torch.Tensor) -> np.ndarray:
-        """Return float64 [n]: the share of validation pictures that look more like the classes.
+    def judge(self, features: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return bool [n], whether the pictures are strangers, and float64 [n], their strangeness:
+        the share of validation pictures that look more like the classes.
 
         A picture is a stranger from 1 - `reject.share` on. features: float32 [n, D].
         """
-        scores = stranger_scores(self.pictures.known, features)[self.reject.score]
+        scores = self._score(features)
         below = np.searchsorted(self.validation, scores, side="left")
-        return 1 - below / len(self.validation)
-
-    def is_stranger(self, features: torch.Tensor) -> np.ndarray:
-        """Return bool [n]."""
-        scores = stranger_scores(self.pictures.known, features)[self.reject.score]
-        return scores < self.reject.threshold
+        return scores < self.reject.threshold, 1 - below / len(self.validation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -49,26 +50,42 @@ def stranger_scores(known: Known, features: torch.Tensor) -> dict[str, np.ndarra
     mahalanobis: minus the least distance to a class mean under the covariance within classes
     (Lee et al. 2018).
     """
-    logits = torch.addmm(known.bias, features, known.weight.T).double()
-    return {
-        "softmax": logits.softmax(1).amax(1).numpy(),
-        "energy": logits.logsumexp(1).numpy(),
-        "knn": _knn(known.features, features),
-        "mahalanobis": _mahalanobis(known, features),
-    }
+    return {name: make_score(known, name)(features) for name in SCORES}
 
 
-def _knn(references: torch.Tensor, features: torch.Tensor) -> np.ndarray:
+def make_score(known: Known, name: str) -> Callable[[torch.Tensor], np.ndarray]:
+    """Return the function that gives one of SCORES, float64 [n], of features, float32 [n, D].
+
+    What depends on the known pictures alone is computed here, once for all features.
+    """
+    if name == "knn":
+        return _knn(known.features)
+    if name == "mahalanobis":
+        return _mahalanobis(known)
+    largest = name == "softmax"
+
+    def of_logits(features: torch.Tensor) -> np.ndarray:
+        logits = torch.addmm(known.bias, features, known.weight.T).double()
+        return (logits.softmax(1).amax(1) if largest else logits.logsumexp(1)).numpy()
+
+    return of_logits
+
+
+def _knn(references: torch.Tensor) -> Callable[[torch.Tensor], np.ndarray]:
     directions = normalize(references, dim=1)
     count = min(NEIGHBOUR, len(references))
-    cosines = [
-        (normalize(part, dim=1) @ directions.T).topk(count, dim=1).values[:, -1]
-        for part in features.split(QUERIES_AT_ONCE)
-    ]
-    return torch.cat(cosines).double().numpy()
+
+    def score(features: torch.Tensor) -> np.ndarray:
+        cosines = [
+            (normalize(part, dim=1) @ directions.T).topk(count, dim=1).values[:, -1]
+            for part in features.split(QUERIES_AT_ONCE)
+        ]
+        return torch.cat(cosines).double().numpy()
+
+    return score
 
 
-def _mahalanobis(known: Known, features: torch.Tensor) -> np.ndarray:
+def _mahalanobis(known: Known) -> Callable[[torch.Tensor], np.ndarray]:
     present = known.labels.unique()
     means = torch.stack([known.features[known.labels == label].mean(0) for label in present])
     place = torch.searchsorted(present, known.labels)
@@ -78,12 +95,13 @@ def _mahalanobis(known: Known, features: torch.Tensor) -> np.ndarray:
     covariance = (1 - SHRINKAGE) * covariance
     covariance.diagonal().add_(SHRINKAGE * level)
     factor = torch.linalg.cholesky(covariance)
-    # Distances in the space where the covariance is the identity.
-    points, centres = (
-        torch.linalg.solve_triangular(factor, values.double().T, upper=False).T
-        for values in (features, means)
-    )
-    return -torch.cdist(points, centres).amin(1).numpy()
+
+    def whiten(values: torch.Tensor) -> torch.Tensor:
+        """Return values in the space where the covariance is the identity."""
+        return torch.linalg.solve_triangular(factor, values.double().T, upper=False).T
+
+    centres = whiten(means)
+    return lambda features: -torch.cdist(whiten(features), centres).amin(1).numpy()
 
 
 def separation(known: np.ndarray, strangers: np.ndarray) -> dict[str, float]:

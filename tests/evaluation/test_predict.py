@@ -1,15 +1,14 @@
 """Pictures, folders and URLs are classified as `pipeline` does it."""
 
-import http.server
-import io
 import os
 import shutil
-import threading
 
 import numpy as np
 import PIL.Image
 import pytest
+from helpers import pictures as pictures_helper
 from helpers import tiny_models
+from helpers.picture_server import serving
 from transformers import pipeline
 
 from hf_cifar.data.decode import PICTURE_SUFFIXES
@@ -50,10 +49,17 @@ def test_a_folder_without_pictures_says_which_are_read(tiny, tmp_path):
     assert all(suffix in str(caught.value) for suffix in PICTURE_SUFFIXES)
 
 
-def test_every_file_is_read_before_the_first_answer(tiny, pictures):
-    (pictures / "z.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"z\.png: its content is no image; name a picture"):
-        next(predict(str(tiny("vit")), [str(pictures)], top=1))
+def test_a_picture_that_cannot_be_read_ends_it_after_the_answers_before(tiny, pictures):
+    (pictures / "b.webp").write_bytes(b"no picture")
+    answers = predict(str(tiny("vit")), [str(pictures)], top=1)
+    assert next(answers)[0] == str(pictures / "a.png")
+    with pytest.raises(UserError, match=r"b\.webp: its content is no image; name a picture"):
+        next(answers)
+
+
+def test_a_file_that_is_not_there_is_named_before_the_first_answer(tiny, pictures):
+    with pytest.raises(UserError, match=r"typo\.png: No such file or directory; name a picture"):
+        next(predict(str(tiny("vit")), [str(pictures), "typo.png"], top=1))
 
 
 def test_deep_pixels_are_refused_with_a_remedy(tiny, tmp_path):
@@ -83,25 +89,11 @@ def test_pipes_and_devices_are_no_pictures(tiny, tmp_path):
             next(predict(str(tiny("vit")), [str(tmp_path / name)], top=1))
 
 
-class Answers(http.server.BaseHTTPRequestHandler):
-    picture = io.BytesIO()
-    PIL.Image.new("RGB", (8, 8), "teal").save(picture, "PNG")
-
-    def do_GET(self):
-        self.send_response(200 if self.path == "/cat.png" else 404)
-        self.end_headers()
-        self.wfile.write(self.picture.getvalue())
-
-    def log_message(self, *_):
-        pass
-
-
-def test_urls(tiny):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        root = f"http://127.0.0.1:{server.server_port}"
-        ((name, answers),) = predict(str(tiny("vit")), [f"{root}/cat.png"], top=2)
-        assert name == f"{root}/cat.png" and len(answers) == 2
+def test_urls_are_downloaded_once(tiny):
+    with serving({"/cat.png": pictures_helper.encoded(pictures_helper.noise(0))}) as server:
+        name = f"{server.root}/cat.png"
+        ((answered, answers),) = predict(str(tiny("vit")), [name], top=2)
+        assert answered == name and len(answers) == 2
         with pytest.raises(UserError, match=r"none\.png: .*404"):
-            next(predict(str(tiny("vit")), [f"{root}/none.png"], top=1))
-        server.shutdown()
+            next(predict(str(tiny("vit")), [f"{server.root}/none.png"], top=1))
+    assert server.asked == {"/cat.png": 1, "/none.png": 1}
