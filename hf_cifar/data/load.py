@@ -33,7 +33,7 @@ from hf_cifar.errors import UserError
 from hf_cifar.recipe.recipe import Recipe
 
 
-def load_data(recipe: Recipe) -> Data:
+def load_data(recipe: Recipe, *, needs_labels: bool = True) -> Data:
     """Return the splits that `recipe` asks for.
 
     In this order: a test split is cut from train (`test_fraction`) if the source brings none;
@@ -43,9 +43,10 @@ def load_data(recipe: Recipe) -> Data:
     first images in the order of the data set, by class in proportion, so that data sorted by class
     keeps all its classes. Cuts are stratified and depend on `seed` only.
 
-    Raises UserError for anything that is wrong with the data (see `find_source`, `load_images`).
+    needs_labels: see `find_source`. Raises UserError for anything that is wrong with the data (see
+    `find_source`, `load_images`).
     """
-    loader = _Loader(recipe)
+    loader = _Loader(recipe, needs_labels=needs_labels)
     splits = loader.splits("train", "validation", "test")
     digest = hashlib.sha256()
     for name, split in splits.items():
@@ -138,18 +139,21 @@ def _first_few(names: list[str]) -> str:
 class _Loader:
     """Loads splits of one source, and adds up what loading them took and said."""
 
-    def __init__(self, recipe: Recipe, pixel_range: PixelRange | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, pixel_range: PixelRange | None = None, *, needs_labels: bool = True
+    ) -> None:
         for key in ("validation_fraction", "test_fraction"):
             if not 0 <= getattr(recipe, key) < 1:
                 raise UserError(
                     f"{key} is {getattr(recipe, key)}; it must be at least 0 and below 1"
                 )
-        self.recipe = recipe
+        self.recipe, self.needs_labels = recipe, needs_labels
         self.source = find_source(
             recipe.dataset_name,
             recipe.dataset_revision,
             recipe.dataset_config_name,
             Columns(recipe.image_column_name, recipe.label_column_name),
+            needs_labels=needs_labels,
         )
         self.messages = list(self.source.messages)
         self.seconds = self.build_seconds = 0.0
@@ -164,7 +168,9 @@ class _Loader:
         needs_train = "train" in wanted or isinstance(self._deep, Percentiles)
         if needs_train or any(name not in brought for name in wanted):
             train = self._load("train")
-            if "test" not in brought and recipe.test_fraction:
+            # Without labels a test split says nothing, so all pictures are learned from.
+            scored = self.needs_labels or len(train.images.label_names) > 1
+            if "test" not in brought and recipe.test_fraction and scored:
                 train, splits["test"] = self._cut(train, "test", recipe.test_fraction, TEST_CUT)
             if "validation" not in brought and recipe.validation_fraction:
                 train, splits["validation"] = self._cut(

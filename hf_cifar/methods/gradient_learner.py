@@ -58,7 +58,7 @@ class GradientLearner:
             train_dataset=setup.datasets.train if train_dataset is None else train_dataset,
             eval_dataset=self.evaluation.get("validation"),
             compute_metrics=compute_metrics,
-            callbacks=[self.speed],
+            callbacks=[self.speed, *setup.objective.callbacks()],
             loss=setup.objective.loss,
             parameter_groups=self._parameter_groups,
             forward_flops=setup.forward_flops * recipe.views_at_once,
@@ -170,6 +170,7 @@ class GradientLearner:
 
     def predict(self, name: str) -> np.ndarray:
         dataset: Any = self.evaluation[name]
+        self.trainer.compute_metrics = None  # the outputs are what is asked for
         output = self.trainer.predict(dataset, metric_key_prefix=name)
         return np.asarray(output.predictions)
 

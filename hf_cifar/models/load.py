@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ def load_backbone(keys: ModelKeys, label_names: list[str]) -> Backbone:
 
     Raises UserError for a model that can't be had, is damaged, or doesn't fit the keys.
     """
-    keys = _resolved(keys)
+    keys = resolved(keys)
     name = keys.model_name_or_path
     if keys.from_scratch:
         model, processor, license = *_from_scratch(keys, label_names), None
@@ -84,7 +85,7 @@ def skeleton(keys: ModelKeys) -> tuple[PreTrainedModel, int]:
     The model lies on torch's meta device, and no weight is loaded, drawn or stored.
     Raises UserError for a config that can't be had or built.
     """
-    keys = _resolved(keys)
+    keys = resolved(keys)
     keys.model_config = keys.model_config if keys.from_scratch else None
     labels = [str(i) for i in range(10)]
     processor: Any = None
@@ -98,16 +99,16 @@ def skeleton(keys: ModelKeys) -> tuple[PreTrainedModel, int]:
     return model, size
 
 
-def _resolved(keys: ModelKeys) -> ModelKeys:
+def resolved(keys: ModelKeys) -> ModelKeys:
     """Return a copy that names a folder, the PyPI package, or a repo and its revision."""
     keys = dataclasses.replace(keys)
     if keys.model_name_or_path != PYPI_LITE0 and not (keys.from_scratch and keys.model_config):
-        name, revision = resolve_model(keys.model_name_or_path, _revision(keys))
+        name, revision = resolve_model(keys.model_name_or_path, revision_of(keys))
         keys.model_name_or_path, keys.model_revision = name, revision or "main"
     return keys
 
 
-def _revision(keys: ModelKeys) -> str | None:
+def revision_of(keys: ModelKeys) -> str | None:
     return None if keys.model_revision == "main" else keys.model_revision
 
 
@@ -126,31 +127,49 @@ def _from_scratch(
     keys: ModelKeys, label_names: list[str], on_meta: bool = False
 ) -> tuple[PreTrainedModel, Any]:
     """Return a model with random weights, or on torch's meta device, and its processor."""
+    config, processor, where = described(keys, label_names)
+    choose_class(config, where)
+    build = AutoModelForImageClassification.from_config
+    return build_model(config, where, build, on_meta=on_meta), processor
+
+
+def described(keys: ModelKeys, label_names: list[str]) -> tuple[Any, Any, str]:
+    """Return the config that `keys` describe, without weights, at their image size and with their
+    dropout; its processor; and what messages call its place.
+    """
     if keys.model_config:
         where = "model_config"
         config, processor = _config_from_recipe(keys.model_config, label_names)
     else:
         files = fetch_model(
-            keys.model_name_or_path, _revision(keys), classifier=False, weights=False
+            keys.model_name_or_path, revision_of(keys), classifier=False, weights=False
         )
         where = f"model_name_or_path: {files.name}"
         config, processor = load_config(files, **label_settings(label_names)), load_processor(files)
     if keys.image_size is not None and hasattr(config, "image_size"):
         config.image_size = keys.image_size
     set_dropout(config, keys)
-    choose_class(config, where)
+    return config, processor, where
+
+
+def build_model(
+    config: Any, where: str, build: Callable[[Any], Any], *, on_meta: bool = False
+) -> Any:
+    """Return the model that `build` makes of a config, with random weights or on torch's meta
+    device. Raises UserError, which begins with `where`, for one that can't be built.
+    """
     with library_errors(where, f"{config.model_type} can't be built"):
-        model = _build_on_meta(config, where)
+        model = _build_on_meta(config, where, build)
         memory = psutil.virtual_memory().available
         if not on_meta and (size := sum(4 * p.numel() for p in model.parameters())) > memory:
             raise UserError(
                 f"{where}: describes a model of {size / 1e9:,.0f} GB, and {memory / 1e9:,.0f} GB of"
                 " memory are free; make it smaller"
             )
-        return model if on_meta else AutoModelForImageClassification.from_config(config), processor
+        return model if on_meta else build(config)
 
 
-def _build_on_meta(config: Any, where: str) -> PreTrainedModel:
+def _build_on_meta(config: Any, where: str, build: Callable[[Any], Any]) -> PreTrainedModel:
     """Return the model without weights. Raises UserError for a config of no end of layers."""
     too_large = f"{where}: describes a model that is too large to be one; make it smaller"
     with (
@@ -158,7 +177,7 @@ def _build_on_meta(config: Any, where: str) -> PreTrainedModel:
         torch.device("meta"),
         at_most(MAX_TENSORS, MAX_ELEMENTS, too_large),
     ):
-        return AutoModelForImageClassification.from_config(copy.deepcopy(config))
+        return build(copy.deepcopy(config))
 
 
 def _config_from_recipe(entries: dict[str, Any], label_names: list[str]) -> tuple[Any, Any]:
@@ -173,7 +192,7 @@ def _config_from_recipe(entries: dict[str, Any], label_names: list[str]) -> tupl
 
 
 def _pretrained(keys: ModelKeys, label_names: list[str]) -> tuple[PreTrainedModel, Any, str | None]:
-    files = fetch_model(keys.model_name_or_path, _revision(keys), classifier=False)
+    files = fetch_model(keys.model_name_or_path, revision_of(keys), classifier=False)
     config = load_config(files, **label_settings(label_names))
     set_dropout(config, keys)
     choose_class(config, files.name)

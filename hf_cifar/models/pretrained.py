@@ -25,12 +25,17 @@ SPARE_TENSORS, SPARE_ELEMENTS = 100, 100_000_000
 
 
 def load_weights(
-    files: ModelFiles, config: Any, *, new_head: bool = False
+    files: ModelFiles,
+    config: Any,
+    *,
+    new_head: bool = False,
+    kind: Any = AutoModelForImageClassification,
 ) -> tuple[PreTrainedModel, bool]:
     """Return the model with its weights, float32 on the CPU, in evaluation mode, and whether its
     head is new.
 
     new_head: whether the classifier may be missing or of another shape; it is then drawn anew.
+    kind: the class that loads the model.
     Tensors that have no place in the model are named in the log.
 
     Raises UserError for damaged files, for tensors that are missing, of another shape or not
@@ -43,7 +48,7 @@ def load_weights(
         files.for_library("transformers can't load it") as folder,
         at_most(4 * len(sizes) + SPARE_TENSORS, 2 * sum(sizes) + SPARE_ELEMENTS, too_large),
     ):
-        model, info = AutoModelForImageClassification.from_pretrained(
+        model, info = kind.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,

@@ -10,14 +10,18 @@ from torch import nn
 
 from hf_cifar.errors import UserError
 
+DECODER = "decoder"  # of a masked autoencoder
 ATTENTION = r"(^|[._])(self_)?att(n|ention)"  # matches the names of attention modules
 
 
 def head_name(model: Any) -> str | None:
     """Return the name of the classifier, or None for a model without one.
 
-    The classifier is the last linear layer with as many outputs as the model has labels.
+    The classifier is the last linear layer with as many outputs as the model has labels. What a
+    masked autoencoder has in its place is its decoder.
     """
+    if model.config.model_type == "vit_mae":
+        return DECODER
     outputs = model.config.num_labels
     names = [
         name
@@ -42,7 +46,7 @@ def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
     A block is a direct child of a ModuleList or Sequential with at least two weight matrices that
     holds no block itself. A convolution with its norm has one matrix, and is no block. A stage
-    holds blocks, and is no block. Weights that peft adds do not count.
+    holds blocks, and is no block. Weights that peft adds do not count, nor does a decoder.
     """
 
     def has_two_matrices(module: nn.Module) -> bool:
@@ -62,7 +66,8 @@ def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
             elif isinstance(module, nn.ModuleList | nn.Sequential) and has_two_matrices(child):
                 yield name, child
 
-    return list(blocks_in(model, ""))
+    all_blocks = blocks_in(model, "")
+    return [(name, block) for name, block in all_blocks if not name.startswith(f"{DECODER}.")]
 
 
 def describe(model: nn.Module) -> str:

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 
 from hf_cifar.data.batches import BatchDataset
-from hf_cifar.models.load import Backbone
+from hf_cifar.models.load import Backbone, skeleton
 from hf_cifar.recipe.recipe import Recipe
 
 
@@ -42,6 +42,13 @@ class Objective(ABC):
     @abstractmethod
     def load_backbone(self) -> Backbone:
         """Return the pretrained model with the head that this objective needs, on the CPU."""
+
+    @classmethod
+    def skeleton(cls, recipe: Recipe) -> tuple[PreTrainedModel, int]:
+        """Return the model of `load_backbone` on torch's meta device, made from its config alone,
+        and its image side in pixels.
+        """
+        return skeleton(recipe)
 
     @abstractmethod
     def datasets(
@@ -86,8 +93,15 @@ class Objective(ABC):
         outputs: what the model predicted for each evaluation dataset.
         """
 
-    def finish_model(self, model: Any) -> None:
-        """Apply to the trained model, in place, what `score` fitted; a temperature, for example."""
+    def callbacks(self) -> list[TrainerCallback]:
+        """Return what watches the training by gradient descent, after `datasets` was called."""
+        return []
+
+    def finish_model(self, model: Any) -> Any:
+        """Return the model that a run saves, made of the trained one: with a temperature that
+        `score` fitted, for example. The trained model may be changed in place.
+        """
+        return model
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:

@@ -154,11 +154,12 @@ class Classification(Objective):
         return metrics
 
     @torch.no_grad()
-    def finish_model(self, model: Any) -> None:
+    def finish_model(self, model: Any) -> Any:
         """Divide the head by the temperature, so that the saved model answers calibrated."""
         _, linear = head(model)
         for parameter in linear.parameters():
             parameter.div_(self.temperature)
+        return model
 
     def facts(self) -> dict[str, Any]:
         data = self.data

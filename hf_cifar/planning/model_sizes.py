@@ -18,7 +18,6 @@ from hf_cifar.errors import UserError
 from hf_cifar.methods.parameter_groups import parameter_groups
 from hf_cifar.methods.table import METHODS
 from hf_cifar.models.flops import forward_flops
-from hf_cifar.models.load import skeleton
 from hf_cifar.objectives.table import find_objective
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.training.arguments import training_arguments
@@ -49,7 +48,7 @@ class Sizes:
 def model_sizes(recipe: Recipe, *, checkpointing: bool, bf16: bool) -> Sizes:
     """Return the sizes of a recipe's model. Raises UserError for what can't be built or trained."""
     method = METHODS[recipe.method](recipe)
-    bare, size = skeleton(recipe)
+    bare, size = find_objective(recipe).skeleton(recipe)
     with torch.device("meta"):
         model: Any = method.prepare(bare)
     total = sum(p.numel() for p in model.parameters())

@@ -14,7 +14,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 Count = Annotated[int, Ge(1)]
 Positive = Annotated[float, Gt(0)]
@@ -53,7 +53,8 @@ class ModelKeys:
     model_config: dict[str, Any] | None = key(
         None,
         "architecture for `from_scratch`, as in the model's config.json: `model_type` and whatever"
-        " differs from its defaults",
+        " differs from its defaults; for a masked autoencoder around a pretrained ViT, the sizes of"
+        " its decoder (decoder_hidden_size and others)",
     )
     image_size: Pixels | None = key(
         None, "height and width of the model's input in pixels; default: the pretraining size"
@@ -180,7 +181,8 @@ class ObjectiveKeys:
 
     objective: str = key(
         "classification",
-        "what the model learns: classification, or distillation (from a `teacher` as well)",
+        "what the model learns: classification, distillation (from a `teacher` as well), or"
+        " masked_autoencoder (a ViT pretrained without labels; He et al. 2022)",
     )
     teacher: str | None = key(
         None, "distillation: run folder or model whose answers to the training images are learned"
@@ -201,6 +203,11 @@ class ObjectiveKeys:
         "classification with `auto_augment: augmix`: weight of the Jensen-Shannon divergence of the"
         " answers to an image and to two mixtures of it (12 in AugMix); a batch then holds three"
         " views of each image; 0: off",
+    )
+    mask_ratio: Annotated[float, Gt(0), Lt(1)] = key(
+        0.75,
+        "masked_autoencoder: share of an image's patches that are hidden, and are to be drawn from"
+        " the others",
     )
 
 

@@ -18,7 +18,7 @@ from hf_cifar.recipe.yaml_text import write_yaml
 from hf_cifar.reporting.card_format import count, percent
 from hf_cifar.reporting.hub_metadata import dataset_facts, hub_metadata, is_hub_id
 from hf_cifar.reporting.plot_style import needs_more_than_base_font
-from hf_cifar.reporting.plots import ADDED_PLOTS, PLOTS
+from hf_cifar.reporting.plots import ADDED_PLOTS, ENCODER_PLOTS, PLOTS
 
 CONFUSED_PAIRS = 3  # shown
 PEAKS = ("peak_host_memory_bytes", "features_peak_host_memory_bytes")
@@ -54,7 +54,9 @@ def card_context(
         "numbered": have_numbers and needs_more_than_base_font(labels),
         "confused": _confused_pairs(matrix, labels) if matrix and labels else [],
         "plots": {
-            stem: caption for stem, caption in (PLOTS | ADDED_PLOTS).items() if stem in plots
+            stem: caption
+            for stem, caption in (PLOTS | ADDED_PLOTS | ENCODER_PLOTS).items()
+            if stem in plots
         },
         "front_matter": hub_metadata(present, name, data),
     }

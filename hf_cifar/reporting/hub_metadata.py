@@ -43,7 +43,8 @@ def hub_metadata(metrics: dict[str, Any], name: str, data: dict[str, Any] | None
                 metric_value=metrics["test_accuracy"],
             )
         )
-    tags = ["image-classification", "vision", metrics.get("model_type"), "hf-cifar"]
+    task = metrics.get("task", "image-classification")
+    tags = [task, "vision", metrics.get("model_type"), "hf-cifar"]
     tags += ["cifar10"] if data and data["cifar10"] else []
     tags += metrics.get("tags", [])
     base = metrics.get("base_model", "")
@@ -52,7 +53,7 @@ def hub_metadata(metrics: dict[str, Any], name: str, data: dict[str, Any] | None
     card = ModelCardData(
         **_license(metrics.get("license")),
         library_name="transformers",
-        pipeline_tag="image-classification",
+        pipeline_tag=task,
         tags=[tag for tag in tags if tag],
         base_model=base,
         base_model_relation=relation if base else None,

@@ -15,6 +15,9 @@ from hf_cifar.recipe.recipe import packaged
 from hf_cifar.reporting.card_context import card_context
 from hf_cifar.reporting.card_format import FILTERS, keeps_undefined
 
+# Templates of runs that leave something else than an image classifier, by their task.
+CARDS = {"image-feature-extraction": "encoder.md.j2"}
+
 
 def write_card(folder: Path) -> None:
     """Write `README.md` of a run from its metrics.json and the names of its plots.
@@ -31,13 +34,14 @@ def render_card(metrics: dict[str, Any], folder_name: str, plots: Collection[str
 
     folder_name: of the run. plots: names of the files in plots/, without their suffix.
     """
-    text = _template().render(card_context(metrics, folder_name, plots))
+    name = CARDS.get(metrics.get("task", ""), "card.md.j2")
+    text = _template(name).render(card_context(metrics, folder_name, plots))
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
 @cache
-def _template() -> Any:
-    """Return the compiled template model_cards/card.md.j2."""
+def _template(name: str) -> Any:
+    """Return a compiled template of the folder model_cards/."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -47,7 +51,7 @@ def _template() -> Any:
         keep_trailing_newline=True,
     )
     environment.filters |= {name: keeps_undefined(form) for name, form in FILTERS.items()}
-    text = (packaged("model_cards") / "card.md.j2").read_text(encoding="utf-8")
+    text = (packaged("model_cards") / name).read_text(encoding="utf-8")
     return environment.from_string(text)
 
 

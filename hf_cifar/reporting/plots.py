@@ -31,6 +31,11 @@ ADDED_PLOTS = {
     "stress_mistakes": "For each corruption, the picture that the model is most surely wrong about"
     " and gets right without the corruption",
 }
+# Likewise of a run that pretrains an encoder.
+ENCODER_PLOTS = {
+    "reconstructions": "Held-out pictures, what the model sees of them, and what it draws in place"
+    " of the rest, over the training steps",
+}
 
 
 def write_plots(

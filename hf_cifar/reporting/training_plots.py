@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,15 +16,21 @@ Points = list[tuple[int, float]]  # (optimizer step, value)
 PANEL_HEIGHTS = {"loss": 3.0, "accuracy": 2.4, "learning_rate": 1.4}  # inches
 
 
-def learning_curves(history: list[dict[str, Any]], best_step: int | None = None) -> Figure | None:
+def learning_curves(
+    history: list[dict[str, Any]],
+    best_step: int | None = None,
+    accuracies: Mapping[str, str] = {"eval_accuracy": "validation"},
+) -> Figure | None:
     """Draw loss, validation accuracy and learning rate over optimizer steps.
 
-    history: the Trainer's `log_history`. best_step: the step that was saved, to be marked. Returns
-    None if the history has none of these figures.
+    history: the Trainer's `log_history`. best_step: the step that was saved, to be marked.
+    accuracies: names of accuracies in the history -> what to call them, where there are several.
+    Returns None if the history has none of these figures.
     """
     train_loss = _points(history, "loss")
     validation_loss = _points(history, "eval_loss")
-    accuracy = _points(history, "eval_accuracy")
+    lines = {label: _points(history, name) for name, label in accuracies.items()}
+    accuracy = [point for points in lines.values() for point in points]
     learning_rate = _points(history, "learning_rate")
     drawn = {
         "loss": train_loss or validation_loss,
@@ -44,7 +51,10 @@ def learning_curves(history: list[dict[str, Any]], best_step: int | None = None)
         axes["loss"].set_ylim(bottom=0)
         axes["loss"].legend(loc="upper right")
     if "accuracy" in axes:
-        _line(axes["accuracy"], accuracy, ORANGE, "validation")
+        for (label, points), color in zip(lines.items(), (ORANGE, BLUE), strict=False):
+            _line(axes["accuracy"], points, color, label)
+        if len(lines) > 1:
+            axes["accuracy"].legend(loc="upper left")
         axes["accuracy"].set_ylabel("validation accuracy")
         axes["accuracy"].yaxis.set_major_formatter(PercentFormatter(1))
     if "learning_rate" in axes:

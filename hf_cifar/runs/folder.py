@@ -230,7 +230,9 @@ class RunFolder:
             log.warning("--fresh: removing %s", saved)
             for path in (*checkpoints.by_step(saved).values(), saved / checkpoints.WRITING):
                 shutil.rmtree(path, ignore_errors=True)
-            shutil.rmtree(saved / "runs", ignore_errors=True)  # tensorboard's logs
+            # tensorboard's logs, and the pictures that a masked autoencoder draws
+            for name in ("runs", "reconstructions"):
+                shutil.rmtree(saved / name, ignore_errors=True)
             folders.append(saved)
         for folder in folders:
             with contextlib.suppress(OSError):  # it holds something that is not the run's

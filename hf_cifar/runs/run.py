@@ -38,10 +38,13 @@ class Run:
     metrics: dict[str, Any]
 
     def pipeline(self, **kwargs: Any) -> Any:
-        """Return `transformers.pipeline("image-classification")` of the run's model."""
+        """Return the `transformers.pipeline` of the run's model: an image classifier's, but for an
+        objective whose model does something else.
+        """
         from transformers import pipeline
 
-        return pipeline("image-classification", model=str(self.path), **kwargs)
+        task = self.metrics.get("task", "image-classification")
+        return pipeline(task, model=str(self.path), **kwargs)
 
 
 def train(recipe: str, *, fresh: bool = False, **overrides: Any) -> Run:
@@ -87,7 +90,7 @@ def train_recipe(recipe: Recipe, *, fresh: bool = False) -> Run:
         metrics["warnings"] = result_warnings(metrics)
         model = learner.trained_model()
         if setup.arguments.should_save:
-            setup.objective.finish_model(model)
+            model = setup.objective.finish_model(model)
             with folder.writing() as aside:
                 setup.method.save(model, aside)
                 setup.backbone.processor.save_pretrained(aside)

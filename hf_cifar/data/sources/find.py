@@ -25,18 +25,21 @@ def find_source(
     revision: str | None = None,
     config: str | None = None,
     columns: Columns | None = None,
+    *,
+    needs_labels: bool = True,
 ) -> Source:
     """Return the data set that `dataset_name` names: `sample`, a folder, a CIFAR archive or a Hub
     id. Raises UserError if there is none.
 
-    revision, config, columns: the recipe's further keys about the data set.
+    revision, config, columns: the recipe's further keys about the data set. needs_labels: whether a
+    folder of pictures that nothing gives a class is refused.
     """
     columns = columns or Columns()
     if dataset_name == "sample":
         return parquet.find(SAMPLE, "sample", config, columns)
     path = Path(dataset_name).expanduser()
     if path.is_dir():
-        return _find_folder(path, config, columns)
+        return _find_folder(path, config, columns, needs_labels)
     if path.is_file():
         if path.name.endswith((".tar.gz", ".tgz", ".tar")):
             return archives.find(path, path.name)
@@ -54,7 +57,7 @@ def find_source(
     return saved.find_hub(dataset_name, revision, config, columns)
 
 
-def _find_folder(path: Path, config: str | None, columns: Columns) -> Source:
+def _find_folder(path: Path, config: str | None, columns: Columns, needs_labels: bool) -> Source:
     name = path.resolve().name
     if folder := archives.unpacked(path):
         return archives.find(folder, name)
@@ -62,4 +65,7 @@ def _find_folder(path: Path, config: str | None, columns: Columns) -> Source:
         return saved.find_folder(path, name, columns)
     if any(file.name != "metadata.parquet" for file in path.rglob("*.parquet")):
         return parquet.find(path, name, config, columns)
-    return picture_lists.find(path, name, columns.label) or folders.find(path, name)
+    if source := picture_lists.find(path, name, columns.label):
+        return source
+    unlabelled = None if needs_labels else folders.find_unlabelled(path, name)
+    return unlabelled or folders.find(path, name)

@@ -71,6 +71,22 @@ def find(root: Path, name: str) -> Source:
     return Source(name, read_card(root)[0], tuple(classes), identity, state, open_split)
 
 
+def find_unlabelled(root: Path, name: str) -> Source | None:
+    """Return the pictures that lie in `root` itself as a train split, all of the class "picture",
+    or None where there are none, or where subfolders hold pictures.
+    """
+    listed = sorted(pictures_below(root, ""))
+    if not listed or any(os.sep in file for file, _ in listed):
+        return None
+
+    def open_split(split: str, _: Path) -> FileImages:
+        labels = np.zeros(len(listed), dtype=np.int64)
+        return FileImages(root, [file for file, _ in listed], labels, ["picture"])
+
+    identity, state = f"pictures {root.resolve()}", json_digest(listed)
+    return Source(name, read_card(root)[0], ("train",), identity, state, open_split)
+
+
 def split_folders(root: Path, name: str) -> dict[str, str]:
     """Return the subfolder of each split, or {"train": ""} if no subfolder is named after a split.
 
