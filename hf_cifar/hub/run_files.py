@@ -13,6 +13,7 @@ from hf_cifar.models.model_files import KNOWN_PICTURES
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.reporting.model_card import render_card
 
+CLASSIFICATION = "image-classification"  # the task of a run whose metrics.json names no other
 REQUIRED = (
     "model.safetensors",
     "config.json",
@@ -39,8 +40,13 @@ def finished_metrics(run: Path) -> dict[str, Any]:
     if "metrics.json" not in missing:
         try:
             metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+            if (task := metrics.get("task", CLASSIFICATION)) != CLASSIFICATION:
+                raise UserError(
+                    f"{run}: its model is for {task}, and only image classifiers are pushed, whose"
+                    " answers can be compared; fine-tune it, and push that run"
+                )
             scored = math.isfinite(metrics["test_accuracy"])
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             scored = False
         if not scored:
             missing.append("test_accuracy in metrics.json")

@@ -73,7 +73,14 @@ class MaskedAutoencoding(Objective):
             if getattr(recipe, name) != without:
                 raise UserError(f"{name}: {why}; leave it out with `objective: masked_autoencoder`")
         if recipe.training["label_smoothing_factor"]:
-            raise UserError("label_smoothing_factor: a masked autoencoder learns from no labels")
+            raise UserError(
+                "label_smoothing_factor: a masked autoencoder learns from no labels; leave it out"
+            )
+        if recipe.training["push_to_hub"]:
+            raise UserError(
+                "push_to_hub: only image classifiers are pushed; leave it out, and push the run"
+                " that fine-tunes the encoder"
+            )
         self.data = data = load_data(recipe, needs_labels=False)
         for message in data.messages:
             log.info("%s", message)

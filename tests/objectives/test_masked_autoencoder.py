@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from helpers.runs import CHECKPOINT_EVERY_3, assert_same_run, write_recipe
+from helpers.runs import CHECKPOINT_EVERY_3, assert_same_run, without_drawing, write_recipe
 from safetensors.torch import load_file
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTModel, pipeline
 
@@ -164,7 +164,9 @@ def test_a_run_begins_from_a_checkpoint_or_a_plain_vit_at_any_size(
 # ---- runs ----
 
 
-def test_pretrain_then_fine_tune_then_pipeline_by_the_command(tmp_path: Path) -> None:
+def test_pretrain_then_fine_tune_then_pipeline_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     encoder, classifier = tmp_path / "encoder", tmp_path / "classifier"
     path = tmp_path / "mae.yaml"
     write_recipe(path, Path("unused"), **PRETRAIN)
@@ -179,6 +181,8 @@ def test_pretrain_then_fine_tune_then_pipeline_by_the_command(tmp_path: Path) ->
     card = (encoder / "README.md").read_text()
     assert "pretrained without labels" in card and "100 images of CIFAR-10" in card
     assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "image-feature-extraction"
+    assert main.run(["push", str(encoder), "--to", "user/name"]) == 2
+    assert "its model is for image-feature-extraction" in capsys.readouterr().err
     extract = pipeline("image-feature-extraction", model=str(encoder))
     assert np.array(extract(PIL.Image.new("RGB", (40, 30)))).shape == (1, 17, 32)
 
@@ -235,6 +239,7 @@ def test_a_flat_folder_without_labels_is_enough(
         ({"mask_ratio": 0.99}, "mask_ratio: 0.99 leaves none of the 16 patches"),
         ({"method": "linear"}, "method: linear can't train `objective: masked_autoencoder`"),
         ({"mixup_alpha": 0.2}, "mixup_alpha: mixes images"),
+        ({"push_to_hub": True, "hub_model_id": "user/name"}, "push_to_hub: only image"),
         ({"metric_for_best_model": "accuracy"}, "accuracy can't choose a checkpoint"),
         (
             {"model_config": TINY | {"decoder_hidden_size": 18}},
@@ -281,3 +286,36 @@ def test_plan_and_find_lr_know_the_autoencoder(
     out = tmp_path / "lr"
     assert main.run(["find-lr", str(path), "--steps", "20", "--out", str(out)]) == 0
     assert (out / "find_lr.csv").is_file()
+
+
+def test_the_packaged_recipe_continues_from_a_plain_vit_decoder_first(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    keys = {
+        "model_name_or_path": str(tiny("vit")),
+        "model_config": json.dumps(DECODER),
+        "dataset_name": "sample",
+        "max_train_samples": 64,
+        "max_eval_samples": 40,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 1,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "bf16": "false",
+        "output_dir": str(tmp_path / "run"),
+    }
+    words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+    with without_drawing():
+        assert main.run(["train", "mae/continue", *words]) == 0
+    original = ViTModel.from_pretrained(tiny("vit"), add_pooling_layer=False).state_dict()
+    folder = tmp_path / "run" / "checkpoints"
+    first = load_file(folder / "checkpoint-4" / "model.safetensors")
+    for name, value in original.items():  # in the first epoch only the decoder trains
+        assert torch.equal(first[f"vit.{name}"], value), name
+    last = load_file(folder / "checkpoint-8" / "model.safetensors")
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    assert moved == {name for name in first if "pos" not in name}
+    with without_drawing():
+        assert main.run(["train", "mae/continue", *words, "--max_steps", "2", "--fresh"]) == 0
+    assert {path.stem for path in (folder / "reconstructions").iterdir()} == {"2"}

@@ -14,6 +14,7 @@ import transformers
 import yaml
 
 from hf_cifar.cli import main, train
+from hf_cifar.models.masked_autoencoder import MaskedAutoencoder
 from hf_cifar.objectives.classification import Classification
 from hf_cifar.recipe.fields import BLOCKS, project_fields
 from hf_cifar.recipe.load import find_recipe, load_recipe
@@ -304,7 +305,11 @@ ARCHITECTURES = {
 def test_memory_is_worked_out_from_the_real_parameter_count(name):
     recipe = load_recipe(name)
     with torch.device("meta"):
-        model = ARCHITECTURES[recipe.model_name_or_path](recipe)
+        if recipe.objective == "masked_autoencoder":
+            config = {k: v for k, v in (recipe.model_config or {}).items() if k != "model_type"}
+            model = MaskedAutoencoder(transformers.ViTMAEConfig(**config))
+        else:
+            model = ARCHITECTURES[recipe.model_name_or_path](recipe)
     count = sum(p.numel() for p in model.parameters())
     stated = re.search(
         r"([\d.]+) M parameters x 4 bytes(?: x (\d))?.*? = ([\d.]+) GB", text(name, "Needs")
@@ -374,7 +379,8 @@ def test_only_keys_that_say_something(name):
     assert 400 < path.stat().st_size < 2200
     method = keys["method"]
     assert not [k for k in keys if k.startswith("lora_") and method != "lora"]
-    assert set(keys) & set(project_fields()) >= {"model_name_or_path", "dataset_name", "method"}
+    backbone = "model_config" if keys.get("from_scratch") else "model_name_or_path"
+    assert set(keys) & set(project_fields()) >= {backbone, "dataset_name", "method"}
 
 
 # ---- recipes/README.md ----
@@ -403,7 +409,8 @@ def test_readme_has_a_row_for_every_recipe_that_agrees_with_it():
         ), time
         assert bool(re.search(r"\d %", accuracy)) == (source.strip() != "none")
         accuracy = f"{accuracy} {source}"
-        assert backbone.strip("`") == recipe.model_name_or_path and method == recipe.method
+        start = "none" if recipe.from_scratch else recipe.model_name_or_path
+        assert backbone.strip("`") == start and method == recipe.method
         header = text(name, "Accuracy")
         figures = [set(re.findall(r"\d\d\.\d+(?= %)", words)) for words in (accuracy, header)]
         assert figures[0] <= figures[1] or "not measured here" not in header
