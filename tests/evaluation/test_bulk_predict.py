@@ -94,6 +94,17 @@ def test_the_strict_end_at_the_first_bad_picture(tiny, pictures, tmp_path):
     assert len(answered(out)) == 40
 
 
+def test_the_fastest_precision_names_the_same_classes(tiny, pictures, tmp_path):
+    for precision in ("fp32", "auto"):
+        out = tmp_path / f"{precision}.parquet"
+        bulk_predict(str(tiny("resnet")), [str(pictures)], out, top=10, precision=precision)
+    exact, fast = (answered(tmp_path / f"{name}.parquet") for name in ("fp32", "auto"))
+    for first, second in zip(exact, fast, strict=True):
+        scores = {answer["label"]: answer["score"] for answer in second["labels"]}
+        expected = {answer["label"]: answer["score"] for answer in first["labels"]}
+        assert scores == pytest.approx(expected, abs=0.05)
+
+
 def test_outputs_that_are_not_finite(tiny, pictures, tmp_path):
     from safetensors.torch import load_file, save_file
 
