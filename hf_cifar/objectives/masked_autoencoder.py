@@ -48,6 +48,7 @@ RECONSTRUCTIONS = "reconstructions"  # folder beside the checkpoints, a file for
 REFUSED = {
     "mixup_alpha": (0.0, "mixes images, and their patches would be drawn from two pictures"),
     "cutmix_alpha": (0.0, "mixes images, and their patches would be drawn from two pictures"),
+    "random_erasing": (0.0, "erases boxes, which the model would learn to draw"),
     "image_size_schedule": (None, "changes the number of patches, which an autoencoder fixes"),
     "temperature_scaling": (False, "calibrates a classifier"),
     "monitor_features": (False, "watches a classifier; features are measured in any case"),
