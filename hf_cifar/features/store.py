@@ -58,14 +58,14 @@ class Cost:
 def cost_facts(costs: Sequence[Cost | None]) -> dict[str, float | int | None]:
     """Return what metrics.json says of the cost of features that may come from the cache.
 
-    features_runtime_from_nothing: seconds. features_peak_host_memory_bytes: of the process that
+    features_runtime_from_nothing: seconds. peak_host_memory_bytes_of_features: of the process that
     computed them. Both are None where a cost is not known.
     """
     known = [cost for cost in costs if cost is not None]
     complete = bool(known) and len(known) == len(costs)
     return {
         "features_runtime_from_nothing": sum(c.seconds for c in known) if complete else None,
-        "features_peak_host_memory_bytes": max(c.peak_host_memory_bytes for c in known)
+        "peak_host_memory_bytes_of_features": max(c.peak_host_memory_bytes for c in known)
         if complete
         else None,
     }

@@ -148,6 +148,7 @@ def described(keys: ModelKeys, label_names: list[str]) -> tuple[Any, Any, str]:
         config, processor = load_config(files, **label_settings(label_names)), load_processor(files)
     if keys.image_size is not None and hasattr(config, "image_size"):
         config.image_size = keys.image_size
+    config.dtype = torch.float32  # a config names the type that its weights are stored in
     set_dropout(config, keys)
     return config, processor, where
 

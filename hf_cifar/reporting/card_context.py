@@ -21,7 +21,7 @@ from hf_cifar.reporting.plot_style import needs_more_than_base_font
 from hf_cifar.reporting.plots import ADDED_PLOTS, ENCODER_PLOTS, PLOTS
 
 CONFUSED_PAIRS = 3  # shown
-PEAKS = ("peak_host_memory_bytes", "features_peak_host_memory_bytes")
+PEAKS = ("peak_host_memory_bytes", "peak_host_memory_bytes_of_features")
 WITHOUT_EFFECT = (
     "output_dir",
     "disable_tqdm",

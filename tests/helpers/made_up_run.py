@@ -78,7 +78,7 @@ def _made_up_run() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         "features_runtime_from_nothing": 92.0,
         "peak_device_memory_bytes": 9_663_676_416,
         "peak_host_memory_bytes": 3_328_599_654,
-        "features_peak_host_memory_bytes": 4_939_212_390,
+        "peak_host_memory_bytes_of_features": 4_939_212_390,
         "train_accuracy": 0.9121,
         "train_validation_gap": 0.0313,
         "energy_kwh": 0.2468,

@@ -115,6 +115,13 @@ def test_a_plan_and_random_weights_need_no_weights(net):
     assert size == 64 and {p.device.type for p in model.parameters()} == {"meta"}
 
 
+def test_weights_are_float32_where_a_config_says_that_they_are_stored_in_less(net):
+    tiny_models.edit_config(net, dtype="float16")
+    model, _ = skeleton(ModelKeys(model_name_or_path=str(net)))
+    for built in (model, load(net, from_scratch=True).model, load(net).model):
+        assert {p.dtype for p in built.parameters()} == {torch.float32}
+
+
 def test_random_weights_depend_on_the_seed_alone():
     settings = {"model_type": "vit", **tiny_models.TRANSFORMER}
     keys = ModelKeys(from_scratch=True, model_config=settings, head_init="default")

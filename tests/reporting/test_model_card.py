@@ -176,7 +176,7 @@ def test_what_a_run_from_nothing_takes_is_told_only_where_it_differs(fresh):
     assert "with cached features, 4.60 GiB from nothing" in row
     row = next(
         line
-        for line in fresh(features_peak_host_memory_bytes=peak - 1).splitlines()
+        for line in fresh(peak_host_memory_bytes_of_features=peak - 1).splitlines()
         if "host process" in line
     )
     assert "from nothing" not in row

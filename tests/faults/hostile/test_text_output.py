@@ -195,7 +195,7 @@ def test_progress_in_a_file_is_lines(tiny: Callable[[str], Path], tmp_path: Path
     environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
     done = subprocess.run(
         [sys.executable, "-c", code, *recipes],
-        env=environment | {"PYTHONPATH": str(ROOT)},
+        env=environment | {"PYTHONPATH": str(ROOT), "HF_CIFAR_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         timeout=200,
     )
