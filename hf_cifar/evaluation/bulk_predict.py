@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -177,6 +177,13 @@ def _fastest(classifier: Classifier, precision: str) -> list[bool]:
     return list(choice)
 
 
+class _Picture(NamedTuple):
+    """pixels: uint8 [3, H, W]. shrunk: whether the processor has shrunk them to [3, S, S]."""
+
+    pixels: torch.Tensor
+    shrunk: bool
+
+
 class _Process:
     """Answers one process's share of the pictures.
 
@@ -200,7 +207,7 @@ class _Process:
         number of processes. Raises UserError if `strict`, for the first picture without an answer.
         """
         rows = chain.from_iterable(parts.part_rows(part) for part in mine)
-        squares = in_order(self._square, rows, threads, ahead=threads + 2 * batch_size)
+        pictures = in_order(self._picture, rows, threads, ahead=threads + 2 * batch_size)
         total = sum(len(parts.part_rows(part)) for part in mine)
         title = f"answers, process 1 of {world_size()}" if world_size() > 1 else "answers"
         with image_progress(title, total, enabled=not rank()) as progress:
@@ -209,43 +216,58 @@ class _Process:
                 table: dict[str, list[Any]] = {name: [] for name in COLUMNS}
                 for first in range(0, len(part_rows), batch_size):
                     batch = part_rows[first : first + batch_size]
-                    for values in self._answers(batch, list(islice(squares, len(batch)))):
+                    for values in self._answers(batch, list(islice(pictures, len(batch)))):
                         for column, value in zip(table.values(), values, strict=True):
                             column.append(value)
                     progress.update(len(batch))
                 parts.write(part, table)
 
-    def _square(self, row: int) -> torch.Tensor | str:
-        """Return a picture as the model's uint8 [3, S, S], or why there is none. Threads call this.
+    def _picture(self, row: int) -> _Picture | str:
+        """Return a picture, or why it can't be read. Threads call this.
 
-        A picture is shrunk alone and on the CPU, as `pipeline` does it, whatever the sizes of those
-        beside it.
+        A picture that is larger than the model's is shrunk at once, so that memory stays flat.
+        Others are shrunk with those of their size: for 32 px, the processor's call for each of them
+        took a fifth of the time of ResNet-18 at 96 px. Both give what `pipeline` does.
         """
         transforms = self.classifier.transforms
         try:
-            pixels = self.pictures.pixels(row)
+            pixels = torch.from_numpy(self.pictures.pixels(row))
             height, width = pixels.shape[1:]
             ratio = max(height, width) / min(height, width)
             if self.keeps_shape and ratio * transforms.image_size**2 > MAX_PIXELS:
                 return f"it is {width} x {height} px, too narrow to resize safely"
-            return transforms.shrink(torch.from_numpy(pixels))
+            if height * width <= transforms.image_size**2:
+                return _Picture(pixels, shrunk=False)
+            return _Picture(transforms.shrink(pixels), shrunk=True)
         except (*UNREADABLE, RuntimeError, TypeError) as error:  # the last two are the processor's
             return reason(error)
 
+    def _inputs(self, pictures: list[_Picture]) -> torch.Tensor:
+        """Return the model's float32 [B, 3, S, S] for pictures, on its device."""
+        transforms, device = self.classifier.transforms, self.classifier.device
+        groups: dict[tuple[Any, bool], list[int]] = {}
+        for place, (pixels, shrunk) in enumerate(pictures):
+            groups.setdefault((pixels.shape, shrunk), []).append(place)
+        inputs = []
+        for (_, shrunk), places in groups.items():
+            uint8 = torch.stack([pictures[place].pixels for place in places]).to(device)
+            inputs.append(transforms.normalize(uint8) if shrunk else transforms.evaluate(uint8))
+        order = torch.tensor([place for places in groups.values() for place in places])
+        return torch.cat(inputs)[order.argsort()]
+
     def _answers(
-        self, rows: Sequence[int], squares: list[torch.Tensor | str]
+        self, rows: Sequence[int], pictures: list[_Picture | str]
     ) -> Iterator[tuple[Any, ...]]:
         """Yield the values of COLUMNS for each picture of a batch. Raises UserError if `strict`."""
-        readable = [square for square in squares if isinstance(square, torch.Tensor)]
+        readable = [picture for picture in pictures if isinstance(picture, _Picture)]
         answers: Iterator[Answer | None] = iter(())
         if readable:
             with torch.inference_mode():
-                uint8 = torch.stack(readable).to(self.classifier.device)
-                pixels = self.classifier.transforms.normalize(uint8)
-            answers = iter(self.answerer.answer(pixels))
-        for row, square in zip(rows, squares, strict=True):
+                inputs = self._inputs(readable)
+            answers = iter(self.answerer.answer(inputs))
+        for row, picture in zip(rows, pictures, strict=True):
             name = _text(self.pictures.name(row))
-            error = square if isinstance(square, str) else None
+            error = picture if isinstance(picture, str) else None
             answer = None if error else next(answers)
             if answer is not None:
                 best = answer.labels[0]

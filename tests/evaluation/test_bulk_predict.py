@@ -26,7 +26,7 @@ def pictures(tmp_path):
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
     for number in range(40):
-        image = PIL.Image.fromarray(noise(number, 30 + number % 7, 40 + number % 3))
+        image = PIL.Image.fromarray(noise(number, 20 + number % 17, 30 + number % 3))
         kind, below = ("png", "webp", "tiff")[number % 3], "more/" * (number % 2)
         image.save(folder / f"{below}{number:02}.{kind}")
     return folder
