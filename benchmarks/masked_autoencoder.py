@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "method": "full",
     }
-    starts = {
+    starts: dict[str, dict[str, Any]] = {
         "pretrained": {"model_name_or_path": str(pretrained.path)},
         "from random weights": {
             "from_scratch": True,
@@ -66,10 +66,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows = []
     for start, keys in starts.items():
         for seed in range(args.seeds):
-            out = {"seed": seed, "output_dir": str(folder / f"{start} {seed}")}
+            out: dict[str, Any] = {"seed": seed, "output_dir": str(folder / f"{start} {seed}")}
             run = hf_cifar.train(str(path), **keys, **out)
-            names = ("test_accuracy", "test_accuracy_ci95", "global_step", "train_runtime")
-            rows.append({"start": start, "seed": seed} | {n: run.metrics[n] for n in names})
+            shown = ("test_accuracy", "test_accuracy_ci95", "global_step", "train_runtime")
+            rows.append({"start": start, "seed": seed} | {n: run.metrics[n] for n in shown})
     names = ("eval_loss", "eval_knn_accuracy", "eval_linear_accuracy")
     history = pretrained.metrics["history"]
     return {
