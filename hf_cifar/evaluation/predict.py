@@ -24,8 +24,8 @@ def predict(model: str, images: list[str], top: int) -> Iterator[tuple[str, list
     Raises UserError, before the first answer for a file that is not there, else in place of the
     answer to a picture that can't be read.
     """
-    names = [name for word in images for name, _ in expand(word)]
     classifier = load_classifier(model)
+    names = [name for word in images for name, _ in expand(word)]
     answerer = Answerer(classifier, top, Precision(bf16=False, channels_last=False))
     for name in names:
         pixels = torch.from_numpy(read_picture(name, classifier.pixel_range))[None]

@@ -199,7 +199,7 @@ def test_pictures_that_are_none(net, refused, tmp_path):
     line("half.png", good.read_bytes()[:400])
     wide = PIL.Image.new("1", (100_000, 10))
     wide.save(tmp_path / "wide.png")
-    message = refused("predict", net, good, tmp_path / "wide.png")
+    message = refused("predict", net, tmp_path / "wide.png", good)
     assert "wide.png" in message and "100000" in message.replace(",", "").replace(" ", "")
     assert "nowhere.png" in refused("predict", net, tmp_path / "nowhere.png")
     (tmp_path / "none").mkdir()
