@@ -135,7 +135,14 @@ answer({"gap": (logits[1] - logits[2]).abs().max().item(),
     assert_no_token_elsewhere(hub)
 
 
-@pytest.mark.parametrize("fault", [None, pytest.param(500, marks=pytest.mark.slow), "reset"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        pytest.param(500, marks=pytest.mark.slow),
+        "reset",
+    ],
+)
 def test_through_xet_as_by_default(
     hub: HubServer, client: Client, lora_run: Path, fault: int | str | None
 ) -> None:

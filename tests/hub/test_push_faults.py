@@ -20,17 +20,17 @@ from helpers.hub_server import HubServer
 @pytest.mark.parametrize(
     ("route", "kind", "calls"),
     [
-        ("whoami", 500, 2),
         ("create", 503, 2),
-        ("preupload", 502, 2),
-        ("validate", 500, 2),
-        ("commit", 500, 2),
-        ("commit", "reset", 2),
-        ("put", 500, 3),  # two large files beside the model, one of the three sent twice: see below
-        ("put", "reset", 3),
         ("commit", 412, 2),
-        ("commit", 409, 2),
-        ("tree", 504, None),
+        ("put", "reset", 3),  # two large files beside the model, one of the three sent twice: below
+        pytest.param("whoami", 500, 2, marks=pytest.mark.slow),
+        pytest.param("preupload", 502, 2, marks=pytest.mark.slow),
+        pytest.param("validate", 500, 2, marks=pytest.mark.slow),
+        pytest.param("commit", 500, 2, marks=pytest.mark.slow),
+        pytest.param("commit", "reset", 2, marks=pytest.mark.slow),
+        pytest.param("put", 500, 3, marks=pytest.mark.slow),
+        pytest.param("commit", 409, 2, marks=pytest.mark.slow),
+        pytest.param("tree", 504, None, marks=pytest.mark.slow),
     ],
 )
 def test_a_fault_in_passing_is_outlived(
@@ -146,9 +146,9 @@ def test_a_hub_that_stays_down_then_the_push_repeated(
     ("route", "kind", "times", "path", "says"),
     [
         ("commit", 412, 2, "", "412"),
-        ("batch", 404, 1, "", "404"),
-        ("put", 400, 9, "", "400"),
-        ("resolve", 404, 9, "", "404"),
+        pytest.param("batch", 404, 1, "", "404", marks=pytest.mark.slow),
+        pytest.param("put", 400, 9, "", "400", marks=pytest.mark.slow),
+        pytest.param("resolve", 404, 9, "", "404", marks=pytest.mark.slow),
         ("storage", "corrupt", 1, "", "another checksum"),
         (
             "resolve",
