@@ -65,10 +65,10 @@ class FeatureMonitor(TrainerCallback):
         return compute
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Warn where the latest evaluation is much worse than the best one so far."""
+        """Warn where features have begun to be much worse than the best so far, or fall further."""
         if not self.active:
             return
-        if warning := fall(state.log_history):
+        if (warning := fall(state.log_history)) and is_news(state.log_history):
             self.warnings.append(warning)
             log.warning("%s", warning)
 
@@ -100,6 +100,23 @@ def fall(history: list[dict[str, Any]]) -> str | None:
             " learning_rate"
         )
     return None
+
+
+def is_news(history: list[dict[str, Any]]) -> bool:
+    """Return whether the fall at the latest evaluation has just begun, or goes far below all
+    evaluations before it.
+    """
+    entries = [entry for entry in history if "eval_knn_accuracy" in entry]
+    *before, last = entries
+    lowest = {
+        name: min(entry[name] for entry in before)
+        for name in ("eval_knn_accuracy", "eval_effective_rank")
+    }
+    return (
+        fall(before) is None
+        or last["eval_knn_accuracy"] < lowest["eval_knn_accuracy"] - FALL
+        or last["eval_effective_rank"] < RANK_FALL * lowest["eval_effective_rank"]
+    )
 
 
 def measures(features: np.ndarray, labels: np.ndarray, pretrained: np.ndarray) -> dict[str, float]:

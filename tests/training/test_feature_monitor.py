@@ -8,7 +8,7 @@ from helpers.runs import assert_same_weights, without_drawing
 from scipy.stats import special_ortho_group
 
 from hf_cifar.cli import main
-from hf_cifar.training.feature_monitor import fall, measures
+from hf_cifar.training.feature_monitor import fall, is_news, measures
 
 MEASURES = ("knn_accuracy", "effective_rank", "class_separation", "cka")
 
@@ -44,6 +44,15 @@ def test_forgetting_and_collapse_are_warned_of_and_learning_is_not():
     assert fall([first, {"loss": 1.0, "step": 15}, entry(20, 0.69, 49.0, 0.3)]) is None
     assert "forgets" in (fall([first, entry(20, 0.60, 50.0, 0.3)]) or "")
     assert "collapse" in (fall([first, entry(20, 0.69, 10.0, 0.2)]) or "")
+
+
+def test_a_fall_is_told_when_it_begins_and_when_it_goes_further():
+    history = [entry(10, 0.70, 50.0, 0.3), entry(20, 0.60, 50.0, 0.3)]
+    assert is_news(history)
+    history.append(entry(30, 0.59, 48.0, 0.3))
+    assert fall(history) and not is_news(history)
+    assert is_news([*history, entry(40, 0.50, 48.0, 0.3)])
+    assert is_news([*history, entry(40, 0.58, 9.0, 0.1)])
 
 
 @pytest.mark.parametrize("method", ["full", "partial", "lora"])
