@@ -14,7 +14,7 @@ from hf_cifar.training.precision import Precision, set_weight_layout
 
 
 class Answer(NamedTuple):
-    """What a model says of a picture.
+    """The answer of a model to one picture.
 
     labels: [{label, score}, ...], the best first. none_of_these: whether it is none of the classes,
     which then comes first; None for a model without a threshold.

@@ -85,10 +85,10 @@ def bulk_predict(
         raise UserError(f"--out {out}: name a file that ends in .parquet")
     classifier = load_classifier(model)
     skip = {out.resolve(), parts_folder(out).resolve()}
-    found = find_pictures(words, split, classifier.pixel_range, skip)
+    listed = find_pictures(words, split, classifier.pixel_range, skip)
     facts = {
         "model": from_first_process("" if rank() else digest_of(classifier.files)),
-        "list of pictures": found.fingerprint,
+        "list of pictures": listed.fingerprint,
         "--top": top,
         "--precision": precision,
         "--on_bad_image": on_bad_image,
@@ -104,11 +104,11 @@ def bulk_predict(
         return count_answers(out)
     with contextlib.nullcontext() if rank() else parts.claimed():
         # The first process leaves the copy of a data set in the folder for the others.
-        pictures = None if rank() else found.open(parts.data_folder)
+        pictures = None if rank() else listed.open(parts.data_folder)
         layout = from_first_process(
             [] if rank() else parts.layout(lambda: _fastest(classifier, precision))
         )
-        pictures = pictures or found.open(parts.data_folder)
+        pictures = pictures or listed.open(parts.data_folder)
         parts.rows = len(pictures)
         missing = from_first_process([] if rank() else parts.missing())
         if before := parts.rows - sum(len(parts.part_rows(part)) for part in missing):
@@ -122,7 +122,7 @@ def bulk_predict(
             parts,
             missing[rank() :: world_size()],
             batch_size,
-            max(threads, DOWNLOADS) if found.has_urls else threads,
+            max(threads, DOWNLOADS) if listed.has_urls else threads,
         )
         all_processes(True)
         if not rank():

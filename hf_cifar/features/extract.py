@@ -141,36 +141,50 @@ def compute_features(
     _, linear = head(model)
     device = next(model.parameters()).device
     path = entry_path(cache, weights, batches, views, bf16=bf16, device=device)
-    shape = views, len(batches), linear.in_features
-    cached = load_entry(path, shape)
-    if all_processes(cached is not None):
-        log.info("features: %d x %d images from the cache", views, len(batches))
-        return Features(cast(np.ndarray, cached), read_cost(path))
-    start = time.perf_counter()
-    model.eval()
-    features = np.empty(shape, np.float32)
     head_inputs: list[torch.Tensor] = []
-    hook = linear.register_forward_pre_hook(lambda _, args: head_inputs.append(args[0]))
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             model(pixel_values=pixels)
         return head_inputs.pop().float()
 
-    flat, filled = features.reshape(-1, linear.in_features), 0
-    like = torch.empty(0, linear.in_features, device=device)
-    try:
-        for values in run_over_images(batches, views, batch_size, run, like, workers, progress):
-            flat[filled : filled + len(values)] = values.numpy()
-            filled += len(values)
-    finally:
-        hook.remove()
+    def compute() -> Iterator[torch.Tensor]:
+        model.eval()
+        hook = linear.register_forward_pre_hook(lambda _, args: head_inputs.append(args[0]))
+        like = torch.empty(0, linear.in_features, device=device)
+        try:
+            yield from run_over_images(batches, views, batch_size, run, like, workers, progress)
+        finally:
+            hook.remove()
+
+    shape = views, len(batches), linear.in_features
+    return cached_or_computed(path, shape, compute, f"features: {views} x {len(batches)} images")
+
+
+def cached_or_computed(
+    path: Path, shape: tuple[int, ...], compute: Callable[[], Iterator[torch.Tensor]], title: str
+) -> Features:
+    """Return the float32 values of a cache entry, computed and kept where it is not there.
+
+    compute: yields rows of the values, float32 [B, D] on the host, in order. title: what log lines
+    call them. Every process must call this.
+    """
+    cached = load_entry(path, shape)
+    if all_processes(cached is not None):
+        log.info("%s from the cache", title)
+        return Features(cast(np.ndarray, cached), read_cost(path))
+    start = time.perf_counter()
+    values = np.empty(shape, np.float32)
+    flat, filled = values.reshape(-1, shape[-1]), 0
+    for rows in compute():
+        flat[filled : filled + len(rows)] = rows.numpy()
+        filled += len(rows)
     cost = Cost.since(start)
     if is_local_writer():
         try:
-            with entry_writer(path, features.shape, features.dtype) as write:
-                write(features.data)
+            with entry_writer(path, values.shape, values.dtype) as write:
+                write(values.data)
             write_cost(path, cost)
         except OSError as error:
-            log.warning("features: not cached: %s", error)
-    return Features(features, cost)
+            log.warning("%s not cached: %s", title, error)
+    return Features(values, cost)

@@ -44,7 +44,7 @@ NAMING_KEYS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What computing features cost. peak_host_memory_bytes: of the process, up to their end."""
+    """The cost of computing features: seconds, and the peak memory of the process until then."""
 
     seconds: float
     peak_host_memory_bytes: int

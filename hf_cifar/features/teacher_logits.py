@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import time
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -12,14 +11,12 @@ import torch
 
 from hf_cifar.data.batches import ImageBatches
 from hf_cifar.data.image_cache import cache_folder
-from hf_cifar.distributed import all_processes, is_local_writer
-from hf_cifar.features.extract import run_over_images
+from hf_cifar.distributed import is_local_writer
+from hf_cifar.features.extract import cached_or_computed, run_over_images
 from hf_cifar.features.frozen_backbone import FrozenBackbone
-from hf_cifar.features.store import Cost, entry_path, entry_writer, load_entry, write_cost
+from hf_cifar.features.store import entry_path
 from hf_cifar.models.structure import head
 from hf_cifar.training.progress import image_progress
-
-log = logging.getLogger(__name__)
 
 
 class _Epoch:
@@ -61,33 +58,16 @@ def epoch_logits(
         device=teacher.device,
         extra={"epoch": epoch, "head": digest.hexdigest()},
     )
-    shape = len(batches), linear.out_features
-    cached = load_entry(path, shape)
-    if all_processes(cached is not None):
-        return cast(np.ndarray, cached)
-    start, logits, filled = time.perf_counter(), np.empty(shape, np.float32), 0
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(teacher.device.type, torch.bfloat16, enabled=teacher.bf16):
             return teacher.model(pixel_values=pixels).logits.float()
 
-    with image_progress(f"teacher, epoch {epoch}", len(batches), True) as bar:
-        for values in run_over_images(
-            cast(ImageBatches, _Epoch(batches, epoch)),
-            1,
-            teacher.batch_size,
-            run,
-            torch.empty(0, linear.out_features, device=teacher.device),
-            workers,
-            bar,
-        ):
-            logits[filled : filled + len(values)] = values.numpy()
-            filled += len(values)
-    if is_local_writer():
-        try:
-            with entry_writer(path, shape, logits.dtype) as write:
-                write(logits.data)
-            write_cost(path, Cost.since(start))
-        except OSError as error:
-            log.warning("teacher: logits of epoch %d are not cached: %s", epoch, error)
-    return logits
+    def compute() -> Iterator[torch.Tensor]:
+        seen = cast(ImageBatches, _Epoch(batches, epoch))
+        like = torch.empty(0, linear.out_features, device=teacher.device)
+        with image_progress(f"teacher, epoch {epoch}", len(batches), is_local_writer()) as bar:
+            yield from run_over_images(seen, 1, teacher.batch_size, run, like, workers, bar)
+
+    shape = len(batches), linear.out_features
+    return cached_or_computed(path, shape, compute, f"teacher: answers of epoch {epoch}").values

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from hf_cifar.data.load import check_classes, load_data
-from hf_cifar.distributed import cores_for_each_process
 from hf_cifar.evaluation.calibration import apply_temperature, fit_temperature
 from hf_cifar.evaluation.metrics import classification_metrics, trainer_metrics
 from hf_cifar.models.config import write_pixel_range
@@ -21,7 +20,7 @@ from hf_cifar.models.load import Backbone, load_backbone
 from hf_cifar.models.structure import head
 from hf_cifar.objectives.base import Datasets, Objective
 from hf_cifar.objectives.consistency import jensen_shannon
-from hf_cifar.objectives.image_datasets import FLIPPED, image_datasets
+from hf_cifar.objectives.image_datasets import FLIPPED, decoding_workers, image_datasets
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.reporting.check_report import check_report
 from hf_cifar.reporting.plots import write_plots
@@ -64,11 +63,7 @@ class Classification(Objective):
 
     @property
     def workers(self) -> int:
-        if self.data.train.images.size is not None:
-            return 0
-        workers = min(8, cores_for_each_process())
-        log.info("images of many sizes: decoded by %d workers", workers)
-        return workers
+        return decoding_workers(self.data)
 
     def datasets(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import torch
@@ -11,18 +12,29 @@ from hf_cifar.augmentation.transforms import make_transforms
 from hf_cifar.data.batches import BatchDataset, ImageBatches, resident_pixels
 from hf_cifar.data.load import Data
 from hf_cifar.data.splits import Split
-from hf_cifar.distributed import world_size
+from hf_cifar.distributed import cores_for_each_process, world_size
 from hf_cifar.models.image_size import check_schedule
 from hf_cifar.models.load import Backbone
 from hf_cifar.objectives.base import Datasets
 from hf_cifar.recipe.recipe import Recipe
 
+log = logging.getLogger(__name__)
+MOST_WORKERS = 8
 CLEAN_TRAIN_SAMPLES = (
     2000  # most images of train that are scored, to tell learning from overfitting
 )
 # Compiling the augmentation takes ten seconds or so, and saves a GPU about a millisecond a batch.
 FUSE_FROM_BATCHES = 5_000
 FLIPPED = "test_flipped"  # the evaluation dataset of mirrored test images
+
+
+def decoding_workers(data: Data) -> int:
+    """Return how many worker processes decode the images: none where they lie in a table."""
+    if data.train.images.size is not None:
+        return 0
+    workers = min(MOST_WORKERS, cores_for_each_process())
+    log.info("images of many sizes: decoded by %d workers", workers)
+    return workers
 
 
 def image_datasets(

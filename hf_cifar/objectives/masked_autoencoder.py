@@ -16,7 +16,7 @@ from hf_cifar.augmentation.masking import patch_order
 from hf_cifar.data.batches import BatchDataset, ImageBatches
 from hf_cifar.data.load import load_data
 from hf_cifar.data.splits import Split, first_rows
-from hf_cifar.distributed import cores_for_each_process, is_local_writer
+from hf_cifar.distributed import is_local_writer
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.knn import knn_accuracy
 from hf_cifar.features.logistic_regression import (
@@ -32,7 +32,7 @@ from hf_cifar.models.masked_autoencoder import (
     patch_statistics,
 )
 from hf_cifar.objectives.base import Datasets, Objective
-from hf_cifar.objectives.image_datasets import FLIPPED, image_datasets
+from hf_cifar.objectives.image_datasets import FLIPPED, decoding_workers, image_datasets
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.reporting.plot_style import drawing, save_figure
 from hf_cifar.reporting.reconstruction_plot import reconstructions
@@ -107,11 +107,7 @@ class MaskedAutoencoding(Objective):
 
     @property
     def workers(self) -> int:
-        if self.data.train.images.size is not None:
-            return 0
-        workers = min(8, cores_for_each_process())
-        log.info("images of many sizes: decoded by %d workers", workers)
-        return workers
+        return decoding_workers(self.data)
 
     def datasets(
         self,

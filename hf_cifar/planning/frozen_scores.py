@@ -1,4 +1,4 @@
-"""What a frozen backbone's features say before any fine-tuning."""
+"""Score the features of a frozen backbone, before any fine-tuning."""
 
 from __future__ import annotations
 

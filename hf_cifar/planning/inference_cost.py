@@ -1,4 +1,4 @@
-"""What a trained model will cost to use on this hardware: latency, images/s, memory."""
+"""Measure latency, images/s and memory of a trained model on this hardware."""
 
 from __future__ import annotations
 

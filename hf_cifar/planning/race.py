@@ -55,12 +55,12 @@ class Contestant:
 
     @property
     def accuracy(self) -> float | None:
-        """The accuracy of the last run; None before the first, or where the loss was not finite."""
+        """Return the accuracy of the last run; None before it, or if its loss was not finite."""
         return self.runs[-1].accuracy if self.runs else None
 
     @property
     def rank(self) -> tuple[int, float, float]:
-        """What contestants are sorted by: rounds, accuracy, latency."""
+        """Return the key to sort contestants by: rounds, accuracy, latency."""
         accuracy = -1.0 if self.accuracy is None else self.accuracy
         return -len(self.runs), -accuracy, self.milliseconds
 

@@ -11,7 +11,7 @@ from hf_cifar.planning.inference_cost import InferenceCost
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model may cost at most; None where there is no limit.
+    """The user's limits on the cost of a model; None where there is no limit.
 
     max_memory: bytes with one image at a time, and of the batch that images/s are measured with.
     max_milliseconds: latency of one image. min_images_per_second: in the best batch.

@@ -1,4 +1,4 @@
-"""What a masked autoencoder draws in place of hidden patches, over the steps of its training."""
+"""Plot the reconstructions of a masked autoencoder over the steps of its training."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from types import CodeType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch import library
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
@@ -246,11 +247,11 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _register_autocast() -> list[torch.library.Library]:
+def _register_autocast() -> list[library.Library]:
     """Give the device autocast as CUDA has it. Returns what must stay alive."""
-    fallback = torch.library.Library("_", "IMPL")
-    fallback.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    aten = torch.library.Library("aten", "IMPL")
+    fallback = library.Library("_", "IMPL")
+    fallback.fallback(library.fallthrough_kernel, "AutocastPrivateUse1")
+    aten = library.Library("aten", "IMPL")
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 
     def cast(value: Any, dtype: torch.dtype) -> Any:
