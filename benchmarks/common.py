@@ -266,6 +266,19 @@ def keep(args: argparse.Namespace, device: Any, name: str, results: dict[str, An
         write(path, name, device, results)
 
 
+def machine_facts(device: Any) -> dict[str, Any]:
+    """Return what figures depend on beside the code: machine, threads, load, versions, commit."""
+    import torch
+
+    return {
+        "hardware": hardware_facts(device, 1),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
 def write(path: Path, name: str, device: Any, results: dict[str, Any]) -> None:
     """Write the figures of the benchmark `name`, with everything that they depend on, as JSON."""
     from hf_cifar.recipe.recipe import public_name
@@ -275,10 +288,7 @@ def write(path: Path, name: str, device: Any, results: dict[str, Any]) -> None:
     facts = {
         "benchmark": name,
         "command": " ".join(command),
-        "hardware": hardware_facts(device, 1),
-        "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "commit": commit(),
+        **machine_facts(device),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, facts | results)

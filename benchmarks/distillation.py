@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import common
 
 HERE = Path(__file__).parent
 SIDES: dict[str, dict[str, Any]] = {
@@ -28,7 +29,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     import hf_cifar
     from hf_cifar.recipe.recipe import public_name
-    from hf_cifar.reporting.provenance import commit, hardware_facts, versions
 
     logging.getLogger("hf_cifar").setLevel(logging.ERROR)
     keys: dict[str, Any] = {
@@ -81,11 +81,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "steps": steps,
         "accuracies": accuracies,
         "means": {side: statistics.fmean(values) for side, values in accuracies.items()},
-        "hardware": hardware_facts(torch.device("cpu"), 1),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "commit": commit(),
+        **common.machine_facts(torch.device("cpu")),
     }
 
 

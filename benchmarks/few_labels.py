@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
+
+import common
 
 HERE = Path(__file__).parent
 
@@ -23,7 +24,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from hf_cifar.evaluation.backbone_recipe import backbone_recipe
     from hf_cifar.evaluation.few_shot import draw_rows, few_shot, load_few_shot_data
     from hf_cifar.recipe.recipe import public_name
-    from hf_cifar.reporting.provenance import commit, hardware_facts, versions
     from hf_cifar.runs.few_shot_lora import lora_results
 
     keys: dict[str, Any] = {"dataset_name": args.data, "image_size": args.image_size}
@@ -51,11 +51,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         + (f" --shots {','.join(map(str, args.shots))} --lora" if args.lora else ""),
         "model": public_name(args.model),
         "image_size": args.image_size,
-        "hardware": hardware_facts(study.frozen.device, 1),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "commit": commit(),
+        **common.machine_facts(study.frozen.device),
         **result,
     }
 

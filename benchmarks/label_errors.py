@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 
 HERE = Path(__file__).parent
@@ -28,7 +28,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from hf_cifar.evaluation.label_issues import find_label_issues
     from hf_cifar.features.frozen_backbone import load_frozen
     from hf_cifar.recipe.recipe import public_name
-    from hf_cifar.reporting.provenance import commit, hardware_facts, versions
 
     keys = {"dataset_name": args.data, "image_size": args.image_size, "validation_fraction": 0.0}
     if args.images:
@@ -94,11 +93,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "test_images_with_a_near_duplicate_in_train": len(near_test),
         "near_pairs": sum(pair.kind == "near" for pair in real),
         "duplicate_seconds": duplicate_seconds,
-        "hardware": hardware_facts(frozen.device, 1),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "commit": commit(),
+        **common.machine_facts(frozen.device),
     }
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 
 HERE = Path(__file__).parent
@@ -33,7 +33,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from hf_cifar.evaluation.label_order import badge_order
     from hf_cifar.features.logistic_regression import fit_logistic_regression
     from hf_cifar.recipe.recipe import public_name
-    from hf_cifar.reporting.provenance import commit, hardware_facts, versions
 
     keys = {"dataset_name": args.data, "image_size": args.image_size}
     study = load_few_shot_data(backbone_recipe(args.model, keys), [1], unlabelled=False)
@@ -93,10 +92,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "pool_images": len(pool),
         "test_images": len(truth),
         "results": results,
-        "hardware": hardware_facts(study.frozen.device, 1),
-        "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "commit": commit(),
+        **common.machine_facts(study.frozen.device),
     }
 
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import common
 
 HERE = Path(__file__).parent
 
@@ -19,7 +20,6 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     import hf_cifar
     from hf_cifar.recipe.load import load_recipe
-    from hf_cifar.reporting.provenance import commit, hardware_facts, versions
 
     torch.set_num_threads(args.threads)
     shared = {
@@ -77,11 +77,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "command": f"python benchmarks/masked_autoencoder.py --data DIR --images {args.images}"
         f" --epochs {args.epochs} --labels {args.labels} --label-epochs {args.label_epochs}"
         f" --test-images {args.test_images} --seeds {args.seeds} --threads {args.threads}",
-        "hardware": hardware_facts(torch.device("cpu"), 1),
-        "threads": args.threads,
-        "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "commit": commit(),
+        **common.machine_facts(torch.device("cpu")),
         "mask_ratio": recipe.mask_ratio,
         "pretraining": {
             name: pretrained.metrics[name]

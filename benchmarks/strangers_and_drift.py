@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 
 HERE = Path(__file__).parent
@@ -49,7 +49,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
     from hf_cifar.features.logistic_regression import fit_logistic_regression
     from hf_cifar.recipe.recipe import public_name
-    from hf_cifar.reporting.provenance import commit, hardware_facts, versions
 
     keys: dict[str, Any] = {"dataset_name": args.data, "image_size": args.image_size}
     if args.images:
@@ -137,11 +136,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "false_alarms": sum(draw["p_value"] < 0.01 for draw in draws),
         "shifted": sets,
         "mean_error_of_estimated_accuracy": float(np.mean(errors)),
-        "hardware": hardware_facts(study.frozen.device, 1),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "commit": commit(),
+        **common.machine_facts(study.frozen.device),
     }
 
 
