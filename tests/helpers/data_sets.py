@@ -11,7 +11,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_cifar.data.cifar10 import write_parquet
+from hf_cifar.data.hub_layout import write_parquet
 from hf_cifar.data.load import check_classes, load_data
 from hf_cifar.data.splits import Split
 from hf_cifar.recipe.fields import TRAINING_DEFAULTS

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.pictures import encoded, loaded, noise
 
-from hf_cifar.data.cifar10 import write_parquet
+from hf_cifar.data.hub_layout import write_parquet
 from hf_cifar.errors import UserError
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
