@@ -126,7 +126,7 @@ class AnswerParts:
             for left in (*self.folder.glob("*.tmp"), *self.out.parent.glob(half)):
                 left.unlink()
 
-    def layout(self, choose: Callable[[], list[bool]]) -> list[bool]:
+    def layout(self, choose: Callable[[], list[Any]]) -> list[Any]:
         """Return what `choose` gave when these answers were begun, so that all of them are computed
         alike.
         """

@@ -13,12 +13,11 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import PartialState
 
-from hf_cifar.data.decode import MAX_PIXELS, reason
 from hf_cifar.data.decode_split import in_order
 from hf_cifar.distributed import (
     all_processes,
@@ -35,24 +34,19 @@ from hf_cifar.evaluation.answer_parts import (
     parts_folder,
 )
 from hf_cifar.evaluation.answers import Answer, Answerer
+from hf_cifar.evaluation.bulk_layout import choose_layout
 from hf_cifar.evaluation.classifier import Classifier, load_classifier
-from hf_cifar.evaluation.named_picture import UNREADABLE
 from hf_cifar.evaluation.picture_list import Pictures, find_pictures
-from hf_cifar.features.extract import CPU_BATCH
+from hf_cifar.evaluation.picture_reader import PictureReader, ReadPicture
 from hf_cifar.files import file_digest, json_digest
 from hf_cifar.models.model_files import KNOWN_PICTURES, ModelFiles
 from hf_cifar.training.launch_checks import check_processes, meet_after_restart
-from hf_cifar.training.precision import Precision, fastest_precision
+from hf_cifar.training.precision import Precision
 from hf_cifar.training.progress import image_progress
 
 log = logging.getLogger(__name__)
 DOWNLOADS = 8  # at a time, at least; a server's answer is waited for, not worked for
 LONGEST_WAIT = 24 * 3600  # seconds that the first process waits for the slowest
-GPU_BATCH = 128
-# Pictures of a batch on a CPU in float32. On one core, EfficientNet-Lite0 at 224 px gave
-# probabilities within 2.4e-7 of those of single pictures in batches of 8, but 1.3e-6 in batches of
-# 16 and 32, and 1.9e-6 with images channels last.
-EXACT_BATCH = 8
 NOT_FINITE = "the model's outputs are not finite for it"
 
 
@@ -74,7 +68,7 @@ def bulk_predict(
     of `predict` to 1e-6.
 
     words, split: as in `find_pictures`. top: how many classes are named. batch_size: pictures at a
-    time; None for GPU_BATCH, or on a CPU EXACT_BATCH for fp32 and CPU_BATCH for the others.
+    time; None for what `choose_layout` says.
     precision: fp32, bf16, or auto for what is fastest here. on_bad_image: skip, which lists a
     picture that can't be read with its error, or error.
     Raises UserError for a model or pictures that can't be had, for an `out` or parts of other
@@ -106,22 +100,22 @@ def bulk_predict(
         # The first process leaves the copy of a data set in the folder for the others.
         pictures = None if rank() else listed.open(parts.data_folder)
         layout = from_first_process(
-            [] if rank() else parts.layout(lambda: _fastest(classifier, precision))
+            []
+            if pictures is None
+            else parts.layout(lambda: choose_layout(classifier, pictures, precision))
         )
         pictures = pictures or listed.open(parts.data_folder)
         parts.rows = len(pictures)
         missing = from_first_process([] if rank() else parts.missing())
         if before := parts.rows - sum(len(parts.part_rows(part)) for part in missing):
             log.info("%s: %d of %d pictures were answered before", out, before, parts.rows)
-        answerer = Answerer(classifier, top, Precision(*layout))
+        bf16, channels_last, fitting_batch = layout
+        answerer = Answerer(classifier, top, Precision(bf16, channels_last))
         threads = cores_for_each_process()
-        if batch_size is None:
-            cpu_batch = EXACT_BATCH if precision == "fp32" else CPU_BATCH
-            batch_size = cpu_batch if classifier.device.type == "cpu" else GPU_BATCH
         _Process(classifier, pictures, answerer, on_bad_image == "error").answer_parts(
             parts,
             missing[rank() :: world_size()],
-            batch_size,
+            batch_size or fitting_batch,
             max(threads, DOWNLOADS) if listed.has_urls else threads,
         )
         all_processes(True)
@@ -160,30 +154,6 @@ def digest_of(files: ModelFiles) -> str:
     return json_digest([weights, files.configs])
 
 
-def _fastest(classifier: Classifier, precision: str) -> list[bool]:
-    """Return whether to compute in bf16 and with channels last.
-
-    precision: fp32, which gives the answers of single pictures; or bf16 or auto.
-    """
-    if precision == "fp32":
-        return [False, False]
-    choice, why = fastest_precision(
-        classifier.model,
-        classifier.transforms.image_size,
-        classifier.device,
-        bf16=True if precision == "bf16" else None,
-    )
-    log.info("precision: %s", why)
-    return list(choice)
-
-
-class _Picture(NamedTuple):
-    """pixels: uint8 [3, H, W]. shrunk: whether the processor has shrunk them to [3, S, S]."""
-
-    pixels: torch.Tensor
-    shrunk: bool
-
-
 class _Process:
     """Answers one process's share of the pictures.
 
@@ -193,10 +163,8 @@ class _Process:
     def __init__(
         self, classifier: Classifier, pictures: Pictures, answerer: Answerer, strict: bool
     ) -> None:
-        self.classifier, self.pictures, self.answerer = classifier, pictures, answerer
-        self.strict = strict
-        size = getattr(classifier.transforms.processor, "size", None) or {}
-        self.keeps_shape = bool(size.get("shortest_edge"))
+        self.pictures, self.answerer, self.strict = pictures, answerer, strict
+        self.reader = PictureReader(classifier, pictures)
 
     def answer_parts(
         self, parts: AnswerParts, mine: list[int], batch_size: int, threads: int
@@ -207,7 +175,7 @@ class _Process:
         number of processes. Raises UserError if `strict`, for the first picture without an answer.
         """
         rows = chain.from_iterable(parts.part_rows(part) for part in mine)
-        pictures = in_order(self._picture, rows, threads, ahead=threads + 2 * batch_size)
+        pictures = in_order(self.reader.picture, rows, threads, ahead=threads + 2 * batch_size)
         total = sum(len(parts.part_rows(part)) for part in mine)
         title = f"answers, process 1 of {world_size()}" if world_size() > 1 else "answers"
         with image_progress(title, total, enabled=not rank()) as progress:
@@ -222,48 +190,15 @@ class _Process:
                     progress.update(len(batch))
                 parts.write(part, table)
 
-    def _picture(self, row: int) -> _Picture | str:
-        """Return a picture, or why it can't be read. Threads call this.
-
-        A picture that is larger than the model's is shrunk at once, so that memory stays flat.
-        Others are shrunk with those of their size: for 32 px, the processor's call for each of them
-        took a fifth of the time of ResNet-18 at 96 px. Both give what `pipeline` does.
-        """
-        transforms = self.classifier.transforms
-        try:
-            pixels = torch.from_numpy(self.pictures.pixels(row))
-            height, width = pixels.shape[1:]
-            ratio = max(height, width) / min(height, width)
-            if self.keeps_shape and ratio * transforms.image_size**2 > MAX_PIXELS:
-                return f"it is {width} x {height} px, too narrow to resize safely"
-            if height * width <= transforms.image_size**2:
-                return _Picture(pixels, shrunk=False)
-            return _Picture(transforms.shrink(pixels), shrunk=True)
-        except (*UNREADABLE, RuntimeError, TypeError) as error:  # the last two are the processor's
-            return reason(error)
-
-    def _inputs(self, pictures: list[_Picture]) -> torch.Tensor:
-        """Return the model's float32 [B, 3, S, S] for pictures, on its device."""
-        transforms, device = self.classifier.transforms, self.classifier.device
-        groups: dict[tuple[Any, bool], list[int]] = {}
-        for place, (pixels, shrunk) in enumerate(pictures):
-            groups.setdefault((pixels.shape, shrunk), []).append(place)
-        inputs = []
-        for (_, shrunk), places in groups.items():
-            uint8 = torch.stack([pictures[place].pixels for place in places]).to(device)
-            inputs.append(transforms.normalize(uint8) if shrunk else transforms.evaluate(uint8))
-        order = torch.tensor([place for places in groups.values() for place in places])
-        return torch.cat(inputs)[order.argsort()]
-
     def _answers(
-        self, rows: Sequence[int], pictures: list[_Picture | str]
+        self, rows: Sequence[int], pictures: list[ReadPicture | str]
     ) -> Iterator[tuple[Any, ...]]:
         """Yield the values of COLUMNS for each picture of a batch. Raises UserError if `strict`."""
-        readable = [picture for picture in pictures if isinstance(picture, _Picture)]
+        readable = [picture for picture in pictures if isinstance(picture, ReadPicture)]
         answers: Iterator[Answer | None] = iter(())
         if readable:
             with torch.inference_mode():
-                inputs = self._inputs(readable)
+                inputs = self.reader.inputs(readable)
             answers = iter(self.answerer.answer(inputs))
         for row, picture in zip(rows, pictures, strict=True):
             name = _text(self.pictures.name(row))

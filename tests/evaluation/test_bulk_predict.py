@@ -16,7 +16,10 @@ from helpers.runs import train_into, without_drawing
 
 from hf_cifar.cli import main
 from hf_cifar.errors import UserError
+from hf_cifar.evaluation.bulk_layout import choose_layout
 from hf_cifar.evaluation.bulk_predict import bulk_predict
+from hf_cifar.evaluation.classifier import load_classifier
+from hf_cifar.evaluation.picture_list import TableRows
 from hf_cifar.evaluation.predict import predict
 
 
@@ -55,6 +58,14 @@ def test_the_answers_of_single_pictures(family, tiny, pictures, tmp_path):
     assert_same_answers(answered(out), dict(predict(model, [str(pictures)], top=3)))
     assert {row["none_of_these"] for row in answered(out)} == {None}
     assert [path.name for path in tmp_path.iterdir() if path != pictures] == ["answers.parquet"]
+
+
+@pytest.mark.parametrize("count, alike, batch", [(2000, True, 32), (2000, False, 8), (32, True, 8)])
+def test_batches_are_large_where_they_answer_as_single_pictures_do(tiny, count, alike, batch):
+    classifier = load_classifier(str(tiny("resnet")))
+    classifier.model.train(not alike)  # batch norm then lets pictures change each other's answers
+    table = np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), np.uint8)
+    assert choose_layout(classifier, TableRows("test", table), "fp32") == [False, False, batch]
 
 
 def test_bad_pictures_are_listed(tiny, pictures, tmp_path, capfd):
