@@ -28,7 +28,7 @@ class LoadedImages(NamedTuple):
 
     message: a line for the log. seconds: what this start took. build_seconds: what it takes from
     nothing, measured when the entry was built. pixel_range: what converted pictures with more than
-    8 bits a channel; None if there are none.
+    8 bits a channel; None if there are none. bad_rows: of the source, which were left out.
     """
 
     store: ImageStore
@@ -36,6 +36,7 @@ class LoadedImages(NamedTuple):
     seconds: float
     build_seconds: float
     pixel_range: PixelRange | None
+    bad_rows: list[int]
 
 
 def cache_folder() -> Path:
@@ -87,7 +88,8 @@ def load_images(request: SplitRequest) -> LoadedImages:
     seconds = time.perf_counter() - start
     message = _message(request.where, store, meta, cached, seconds)
     pixel_range = PixelRange.from_config(meta.pixel_range)
-    return LoadedImages(store, message, seconds, meta.seconds, pixel_range)
+    bad_rows = [row for row, _, _ in meta.bad]
+    return LoadedImages(store, message, seconds, meta.seconds, pixel_range, bad_rows)
 
 
 def _build_and_publish(entry: Path, request: SplitRequest) -> None:

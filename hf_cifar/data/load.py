@@ -7,16 +7,19 @@ become the splits.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
+from hf_cifar.data.asked_labels import AskedLabels
 from hf_cifar.data.cache_entry import SplitRequest
 from hf_cifar.data.deep_pixels import Percentiles, PixelRange, deep_setting
 from hf_cifar.data.duplicates import in_both
 from hf_cifar.data.exclusions import read_exclusions
+from hf_cifar.data.groups import has_groups, read_groups
 from hf_cifar.data.image_cache import load_images
 from hf_cifar.data.sources.columns import Columns
 from hf_cifar.data.sources.find import find_source
@@ -26,14 +29,20 @@ from hf_cifar.data.splits import (
     Data,
     Split,
     first_rows,
+    grouped_cut,
     samples_per_class,
     stratified_cut,
 )
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.recipe import Recipe
+from hf_cifar.text import visible
+
+log = logging.getLogger(__name__)
 
 
-def load_data(recipe: Recipe, *, needs_labels: bool = True) -> Data:
+def load_data(
+    recipe: Recipe, *, needs_labels: bool = True, pixel_range: PixelRange | None = None
+) -> Data:
     """Return the splits that `recipe` asks for.
 
     In this order: a test split is cut from train (`test_fraction`) if the source brings none;
@@ -41,12 +50,14 @@ def load_data(recipe: Recipe, *, needs_labels: bool = True) -> Data:
     those that test has too (`drop_test_duplicates`) are taken out of train; train is thinned to
     `train_samples_per_class`, drawn at random; `max_train_samples` and `max_eval_samples` keep the
     first images in the order of the data set, by class in proportion, so that data sorted by class
-    keeps all its classes. Cuts are stratified and depend on `seed` only.
+    keeps all its classes. Cuts are stratified and depend on `seed` only; they take pictures one by
+    one, or in the whole groups that `group_column_name` or `group_pattern` names. At last come the
+    labels that are asked for, where they are not those of the cuts (`AskedLabels`).
 
-    needs_labels: see `find_source`. Raises UserError for anything that is wrong with the data (see
-    `find_source`, `load_images`).
+    needs_labels: see `find_source`. pixel_range: of other data, in place of `deep_pixels`. Raises
+    UserError for anything that is wrong with the data (see `find_source`, `load_images`).
     """
-    loader = _Loader(recipe, needs_labels=needs_labels)
+    loader = _Loader(recipe, pixel_range, needs_labels=needs_labels)
     splits = loader.splits("train", "validation", "test")
     digest = hashlib.sha256()
     for name, split in splits.items():
@@ -152,7 +163,7 @@ class _Loader:
             recipe.dataset_name,
             recipe.dataset_revision,
             recipe.dataset_config_name,
-            Columns(recipe.image_column_name, recipe.label_column_name),
+            Columns(recipe.image_column_name, recipe.split_column_name or recipe.label_column_name),
             needs_labels=needs_labels,
         )
         self.messages = list(self.source.messages)
@@ -160,26 +171,35 @@ class _Loader:
         self.pixel_range: PixelRange | None = None
         self.excluded = 0
         self._deep = pixel_range or deep_setting(recipe.deep_pixels)
+        self._bad_rows: dict[str, list[int]] = {}  # of the splits that the source brings
 
     def splits(self, *wanted: str) -> dict[str, Split]:
         """Return those of `wanted` that there are, cut and thinned as the recipe says."""
         recipe, brought = self.recipe, self.source.splits
         splits: dict[str, Split] = {}
+        groups: np.ndarray | None = None  # of the images that the source brings as train
         needs_train = "train" in wanted or isinstance(self._deep, Percentiles)
         if needs_train or any(name not in brought for name in wanted):
             train = self._load("train")
             # Without labels a test split says nothing, so all pictures are learned from.
             scored = self.needs_labels or len(train.images.label_names) > 1
-            if "test" not in brought and recipe.test_fraction and scored:
-                train, splits["test"] = self._cut(train, "test", recipe.test_fraction, TEST_CUT)
-            if "validation" not in brought and recipe.validation_fraction:
-                train, splits["validation"] = self._cut(
-                    train, "validation", recipe.validation_fraction, VALIDATION_CUT
-                )
+            fractions = {
+                "test": recipe.test_fraction if scored else 0.0,
+                "validation": recipe.validation_fraction,
+            }
+            cuts = {n: share for n, share in fractions.items() if share and n not in brought}
+            if has_groups(recipe):
+                groups = self._groups("train")
+                if cuts:
+                    self._check_groups(train, groups)
+            for name, share in cuts.items():
+                train, splits[name] = self._cut(train, name, share, groups)
             splits["train"] = train
         for name in ("validation", "test"):
             if name in brought and (name in wanted or self._compares(name, wanted)):
                 splits[name] = self._load(name)
+                if groups is not None and "train" in wanted:
+                    self._compare_groups(groups[splits["train"].rows], name)
         if "train" in wanted:
             splits["train"] = self._exclude(splits["train"])
             splits["train"] = self._thin(splits["train"], splits.get("test"))
@@ -190,8 +210,9 @@ class _Loader:
         ):
             if most and name in splits:
                 splits[name] = _take(splits[name], first_rows(splits[name].labels, most))
+        asked, of_train = AskedLabels(recipe), splits["train"].images if "train" in splits else None
         return {
-            name: splits[name]
+            name: asked.of(splits[name], "train" if splits[name].images is of_train else name)
             for name in ("train", "validation", "test")
             if name in splits and name in wanted
         }
@@ -221,19 +242,71 @@ class _Loader:
         if isinstance(self._deep, Percentiles):
             self._deep = loaded.pixel_range  # train's, which is loaded first, for the others too
         self.pixel_range = self.pixel_range or loaded.pixel_range
+        self._bad_rows[name] = loaded.bad_rows
         self.messages.append(loaded.message)
         self.seconds += loaded.seconds
         self.build_seconds += loaded.build_seconds
         images = loaded.store
         return Split(name, images, np.arange(len(images), dtype=np.int64), images.labels)
 
-    def _cut(self, train: Split, name: str, fraction: float, stream: int) -> tuple[Split, Split]:
-        positions = stratified_cut(train.labels, fraction, self.recipe.seed, stream)
+    def _groups(self, name: str) -> np.ndarray:
+        """Return the group of each image of a split that the source brings, str [N]."""
+        groups = read_groups(self.source, name, self.recipe)
+        return np.delete(groups, self._bad_rows[name])
+
+    def _check_groups(self, train: Split, groups: np.ndarray) -> None:
+        """Raise UserError for a group that holds all images of a class. groups: str [N]."""
+        for label, class_name in enumerate(train.images.label_names):
+            holders = np.unique(groups[train.labels == label])
+            if len(holders) == 1:
+                raise UserError(
+                    f"{self.source.name}: group {visible(str(holders[0]), 80)} holds all images of"
+                    f" class {visible(class_name, 80)}, so no other split can have any; add images"
+                    " of another group, or remove the class"
+                )
+
+    def _compare_groups(self, of_train: np.ndarray, name: str) -> None:
+        """Warn of groups of train, str [n], that are in a split which the source brings, too."""
+        groups = self._groups(name)
+        if len(shared := np.intersect1d(groups, of_train)):
+            log.warning(
+                "%s: %d groups of train are in %s too, with %d of its %d images, so that its score"
+                " may be too good; split the data by groups",
+                self.source.name,
+                len(shared),
+                name,
+                np.isin(groups, shared).sum(),
+                len(groups),
+            )
+
+    def _cut(
+        self, train: Split, name: str, fraction: float, groups: np.ndarray | None
+    ) -> tuple[Split, Split]:
+        """Return what remains of train, and the split `name` that is cut from it.
+
+        groups: those of the images of train, str [N], which stay together; None: there are none.
+        """
+        seed, from_groups = self.recipe.seed, ""
+        stream = TEST_CUT if name == "test" else VALIDATION_CUT
+        if groups is None:
+            positions = stratified_cut(train.labels, fraction, seed, stream)
+        else:
+            groups = groups[train.rows]
+            positions = grouped_cut(train.labels, groups, fraction, seed, stream)
+            from_groups = f" of {len(np.unique(groups[positions])):,} groups"
         rest = np.setdiff1d(np.arange(len(train)), positions, assume_unique=True)
         self.messages.append(
-            f"{self.source.name}: {name} is {len(positions):,} images cut from the"
+            f"{self.source.name}: {name} is {len(positions):,} images{from_groups} cut from the"
             f" {len(train):,} of train"
         )
+        names = train.images.label_names
+        lacking = np.bincount(train.labels[positions], minlength=len(names)) == 0
+        if groups is not None and lacking.any():
+            self.messages.append(
+                f"{self.source.name}: {name} has no image of class"
+                f" {_first_few([names[label] for label in np.flatnonzero(lacking)])}, of which too"
+                " few groups are left"
+            )
         return _take(train, rest), replace(_take(train, positions), name=name)
 
     def _exclude(self, train: Split) -> Split:

@@ -1,4 +1,6 @@
-"""The splits of a data set, and the seeded, stratified cuts that make the missing ones."""
+"""The splits of a data set, and the seeded, stratified cuts that make the missing ones: of single
+images, or of groups of images that stay together.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,9 @@ from hf_cifar.data.image_store import ImageStore
 from hf_cifar.errors import UserError
 
 TEST_CUT, VALIDATION_CUT, FEW_SHOT = range(3)  # each random choice has its own stream of the seed
+# Random orders of the groups that a cut is tried in: so many, or fewer where there are many groups,
+# which fill any cut well in the first order.
+GROUP_ORDERS, GROUPS_TRIED = 20, 50_000
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,70 @@ def stratified_cut(labels: np.ndarray, fraction: float, seed: int, stream: int) 
     return _draw(labels, share, seed, stream)
 
 
+def grouped_cut(
+    labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int, stream: int
+) -> np.ndarray:
+    """Return ascending positions of about `fraction` of the labels (int64 [n]) of each class, which
+    hold each group whole or not at all.
+
+    Every class gives one group at least and keeps one at least, as far as there are so many that
+    hold it. The groups are tried in random orders, each is taken if that brings the classes nearer
+    to their shares, and the order that comes nearest is used. Which groups these are depends on the
+    seed and on the groups, not on the order of the rows.
+
+    groups: str [n], the name of each image's group.
+    """
+    names, numbers = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), int(labels.max()) + 1), np.int64)
+    np.add.at(counts, (numbers, labels), 1)
+    random = _generator(seed, stream)
+    cuts = [
+        _take_groups(counts, fraction, random.permutation(len(names)))
+        for _ in range(min(GROUP_ORDERS, GROUPS_TRIED // len(names) + 1))
+    ]
+    _, taken = min(cuts, key=lambda cut: cut[0])
+    return np.flatnonzero(taken[numbers])
+
+
+def _take_groups(
+    counts: np.ndarray, fraction: float, order: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Return how far a cut is from `fraction` of each class, and which groups it takes, bool [G].
+
+    The distance is that of the chi-square test, sum((taken - wanted)^2 / count) over the classes.
+
+    counts: int64 [G, C], images of each class in each group. order: of the groups.
+    """
+    total = counts.sum(0)
+    wanted, weight = fraction * total, 1 / np.maximum(total, 1)
+    cut, taken = np.zeros(len(total), np.int64), np.zeros(len(counts), bool)
+
+    def change(row: np.ndarray) -> float:
+        """Return what the distance grows by if a group is taken."""
+        return float((weight * row * (2 * (cut - wanted) + row)).sum())
+
+    def leaves_every_class(row: np.ndarray) -> bool:
+        return bool(((cut + row < total) | (row == 0)).all())
+
+    for group in order:
+        row = counts[group]
+        if change(row) < 0 and leaves_every_class(row):
+            taken[group] = True
+            cut += row
+    for label in range(len(total)):
+        if cut[label] == 0:
+            fitting = [
+                (change(counts[group]), place)
+                for place, group in enumerate(order)
+                if counts[group, label] and leaves_every_class(counts[group])
+            ]
+            if fitting:
+                group = order[min(fitting)[1]]
+                taken[group] = True
+                cut += counts[group]
+    return float((weight * (cut - wanted) ** 2).sum()), taken
+
+
 def samples_per_class(
     labels: np.ndarray, per_class: int, seed: int, names: list[str]
 ) -> np.ndarray:
@@ -116,8 +185,12 @@ def first_rows(labels: np.ndarray, most: int) -> np.ndarray:
     )
 
 
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream])))
+
+
 def _draw(labels: np.ndarray, share: np.ndarray, seed: int, stream: int) -> np.ndarray:
-    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream])))
+    random = _generator(seed, stream)
     parts = [
         random.permutation(np.flatnonzero(labels == label))[:k] for label, k in enumerate(share)
     ]

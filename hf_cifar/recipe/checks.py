@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import re
 
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.recipe import Recipe
@@ -53,9 +54,32 @@ def check_keys_together(recipe: Recipe, where: str) -> None:
         )
     if recipe.teacher is not None and recipe.objective != "distillation":
         raise UserError(f"{where}: teacher: works only with `objective: distillation`; set it")
+    _check_groups(recipe, where)
     _check_method(recipe, where)
     _check_validation(recipe, where)
     _check_augmentation(recipe, where)
+
+
+def _check_groups(recipe: Recipe, where: str) -> None:
+    """Refuse two ways to name the groups, and a pattern that can't find any."""
+    if recipe.group_pattern is None:
+        return
+    start = f"{where}: group_pattern:"
+    if recipe.group_column_name is not None:
+        raise UserError(
+            f"{start} group_column_name names the groups already; leave one of them out"
+        )
+    try:
+        groups = re.compile(recipe.group_pattern).groups
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(
+            f"{start} is no regular expression ({error}), got {shown(recipe.group_pattern)}"
+        ) from None
+    if groups == 0:
+        raise UserError(
+            f"{start} has no parentheses around what names the group, got"
+            f" {shown(recipe.group_pattern)}; write it as (patient\\d+)_"
+        )
 
 
 def _check_method(recipe: Recipe, where: str) -> None:

@@ -103,6 +103,16 @@ class DataKeys:
     test_fraction: Annotated[float, Gt(0), Le(0.9)] = key(
         0.2, "share held out as test if the dataset has no test split"
     )
+    group_column_name: str | None = key(
+        None,
+        "column that names the group of each image (a patient, a cell, a vehicle): test and"
+        " validation are cut from train in whole groups, so that no group is in two splits",
+    )
+    group_pattern: str | None = key(
+        None,
+        "likewise a regular expression that finds the group in a picture's path below the data"
+        " folder, in its first parentheses: `(patient\\d+)_`",
+    )
     train_samples_per_class: Count | None = key(
         None, "train on this many images of each class (few-shot)"
     )

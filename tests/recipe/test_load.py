@@ -426,6 +426,8 @@ def recipes(draw):
             values[name] = sorted((values[name] * 2)[:2])
     if values.get("teacher") is not None:
         values["objective"] = "distillation"
+    if values.get("group_pattern") is not None:
+        values |= {"group_pattern": r"(patient\d+)_", "group_column_name": None}
     if isinstance(values.get("deep_pixels"), list):
         values["deep_pixels"] = [0.5, 99.5]
     views = {

@@ -4,7 +4,7 @@ how to open it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class Source:
     open: open(split, folder) reads the labels and gives access to the pictures; it may keep files
         in `folder`.
     messages: lines for the log.
+    files: files(split) returns the path of each row's picture, or None where a row has none; None
+        where pictures are no files.
+    column: column(split, name) returns a further column of the split's table, a value for each
+        row; None where there is no table. Raises UserError for a column that there is not.
     """
 
     name: str
@@ -42,6 +46,8 @@ class Source:
     state: str
     open: Callable[[str, Path], EncodedImages | RawImages]
     messages: tuple[str, ...] = ()
+    files: Callable[[str], Sequence[str | None]] | None = None
+    column: Callable[[str, str], Sequence[Any]] | None = None
 
 
 def file_state(path: Path) -> str:

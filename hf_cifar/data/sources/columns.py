@@ -156,6 +156,16 @@ def class_names(columns: Iterable[Any]) -> list[str]:
     return sorted(names) or [str(label) for label in range(highest + 1)]
 
 
+def picture_paths(images: Any) -> list[str | None]:
+    """Return the path that each row of an image column names, or None where it names none."""
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    if not types.is_struct(images.type) or images.type.get_field_index("path") < 0:
+        return [None] * len(images)
+    return pc.struct_field(images, "path").to_pylist()
+
+
 def label_array(column: Any, names: list[str], where: str) -> np.ndarray:
     """Return int64 [N] from integers, booleans or the classes' names.
 

@@ -59,16 +59,15 @@ def find(root: Path, name: str) -> Source:
         )
 
     def open_split(split: str, _: Path) -> FileImages:
-        rows = [
-            (file, label)
-            for label, key in enumerate(names)
-            for file, _ in classes[split].get(key, [])
-        ]
-        labels = np.array([label for _, label in rows], dtype=np.int64)
-        return FileImages(root, [file for file, _ in rows], labels, names)
+        labels = [np.full(len(classes[split].get(key, [])), i) for i, key in enumerate(names)]
+        return FileImages(root, files(split), np.concatenate(labels).astype(np.int64), names)
+
+    def files(split: str) -> list[str]:
+        return [file for key in names for file, _ in classes[split].get(key, [])]
 
     identity, state = f"classes {root.resolve()}", json_digest(classes)
-    return Source(name, read_card(root)[0], tuple(classes), identity, state, open_split)
+    license, splits = read_card(root)[0], tuple(classes)
+    return Source(name, license, splits, identity, state, open_split, files=files)
 
 
 def find_unlabelled(root: Path, name: str) -> Source | None:
@@ -80,11 +79,14 @@ def find_unlabelled(root: Path, name: str) -> Source | None:
         return None
 
     def open_split(split: str, _: Path) -> FileImages:
-        labels = np.zeros(len(listed), dtype=np.int64)
-        return FileImages(root, [file for file, _ in listed], labels, ["picture"])
+        return FileImages(root, files(split), np.zeros(len(listed), dtype=np.int64), ["picture"])
+
+    def files(split: str) -> list[str]:
+        return [file for file, _ in listed]
 
     identity, state = f"pictures {root.resolve()}", json_digest(listed)
-    return Source(name, read_card(root)[0], ("train",), identity, state, open_split)
+    license = read_card(root)[0]
+    return Source(name, license, ("train",), identity, state, open_split, files=files)
 
 
 def split_folders(root: Path, name: str) -> dict[str, str]:

@@ -13,7 +13,13 @@ import numpy as np
 from hf_cifar.data.decode import MAX_PICTURE_BYTES
 from hf_cifar.data.sources.arrow_images import ArrowImages, readable
 from hf_cifar.data.sources.base import SPLITS, Source, file_state, read_card
-from hf_cifar.data.sources.columns import Columns, choose_columns, class_names, features_of
+from hf_cifar.data.sources.columns import (
+    Columns,
+    choose_columns,
+    class_names,
+    features_of,
+    picture_paths,
+)
 from hf_cifar.errors import UserError
 from hf_cifar.files import json_digest
 
@@ -54,25 +60,49 @@ def find(root: Path, name: str, config: str | None, wanted: Columns) -> Source:
             raise UserError(f"{name}: {path.name} is not a regular file; remove it")
     license, card_features = read_card(root)
 
-    def open_split(split: str, folder: Path) -> ArrowImages:
+    def columns_of(split: str) -> tuple[str, str, list[str] | None]:
         import pyarrow.parquet as pq
 
         with readable(splits[split][0]):
             schema = pq.read_schema(splits[split][0])
             features = features_of(schema) or card_features
-            image, label, names = choose_columns(schema, features, wanted, name)
+            return choose_columns(schema, features, wanted, name)
+
+    def open_split(split: str, folder: Path) -> ArrowImages:
+        image, label, names = columns_of(split)
         if names is None:
             every_file = [path for paths in splits.values() for path in paths]
-            names = class_names(_label_column(path, label, every_file[0]) for path in every_file)
+            names = class_names(_column(path, label, every_file[0]) for path in every_file)
         copy = folder / "encoded.arrow"
         if not copy.exists():
             _to_arrow(splits[split], [image, label], copy)
         return ArrowImages([copy], image, label, names, (root,), f"{name}, split {split}")
 
+    def column(split: str, key: str) -> list[Any]:
+        paths = splits[split]
+        with _opened(paths[0]) as parquet:
+            columns = parquet.schema_arrow.names
+        if key not in columns:
+            raise UserError(f"{name}: there is no column {key}, only {', '.join(columns)}")
+        return [value for path in paths for value in _column(path, key, paths[0]).to_pylist()]
+
+    def pictures(split: str) -> list[str | None]:
+        image, _, _ = columns_of(split)
+        return [value for path in splits[split] for value in _picture_paths(path, image)]
+
     state = {split: [file_state(path) for path in paths] for split, paths in splits.items()}
     identity = f"parquet {root.resolve()} {config} {wanted}"
     state_digest = json_digest([state, card_features])
-    return Source(name, license, tuple(splits), identity, state_digest, open_split)
+    return Source(
+        name,
+        license,
+        tuple(splits),
+        identity,
+        state_digest,
+        open_split,
+        files=pictures,
+        column=column,
+    )
 
 
 @contextlib.contextmanager
@@ -94,10 +124,19 @@ def _check_columns(parquet: Any, path: Path, columns: list[str], first: Path) ->
         )
 
 
-def _label_column(path: Path, column: str, first: Path) -> Any:
+def _column(path: Path, column: str, first: Path) -> Any:
     with _opened(path) as parquet:
         _check_columns(parquet, path, [column], first)
         return parquet.read([column]).column(0)
+
+
+def _picture_paths(path: Path, image_column: str) -> list[str | None]:
+    """Return the path that each row names for its picture; the pictures themselves are not read."""
+    with _opened(path) as parquet:
+        table = parquet.read([f"{image_column}.path"])
+        if table.num_columns == 0:  # the column holds the bytes alone
+            return [None] * parquet.metadata.num_rows
+        return picture_paths(table.column(0))
 
 
 def _to_arrow(files: list[Path], columns: list[str], copy: Path) -> None:

@@ -35,12 +35,13 @@ MAX_TABLE_BYTES = 256 * 2**20
 @dataclass(frozen=True)
 class _Entry:
     """One row of a table. file: the picture's path from the data set's root. label: None where a
-    person has yet to fill it in. line: in the table, from 1.
+    person has yet to fill it in. line: in the table, from 1. row: all its columns.
     """
 
     file: str
     label: str | int | None
     line: int
+    row: dict[str, Any]
 
 
 def find(root: Path, name: str, label_column: str | None) -> Source | None:
@@ -86,9 +87,18 @@ def find(root: Path, name: str, label_column: str | None) -> Source | None:
     numbers = {class_name: number for number, class_name in enumerate(names)}
 
     def open_split(split: str, _: Path) -> FileImages:
-        rows = entries[split]
-        labels = np.array([numbers[str(entry.label)] for entry in rows], dtype=np.int64)
-        return FileImages(root, [entry.file for entry in rows], labels, names)
+        labels = np.array([numbers[str(entry.label)] for entry in entries[split]], dtype=np.int64)
+        return FileImages(root, files(split), labels, names)
+
+    def files(split: str) -> list[str]:
+        return [entry.file for entry in entries[split]]
+
+    def column(split: str, key: str) -> list[Any]:
+        columns = dict.fromkeys(key for entry in entries[split] for key in entry.row)
+        if key not in columns:
+            listed = visible(", ".join(map(str, columns)), 200)
+            raise UserError(f"{name}: {present[0]} has no column {key}, only {listed}")
+        return [entry.row.get(key) for entry in entries[split]]
 
     messages: tuple[str, ...] = ()
     if unlisted := len(sizes.keys() - listed):
@@ -99,7 +109,17 @@ def find(root: Path, name: str, label_column: str | None) -> Source | None:
     splits = tuple(split for split in ("train", "validation", "test") if split in entries)
     identity = f"listed {root.resolve()} {label_column}"
     license = read_card(root)[0]
-    return Source(name, license, splits, identity, json_digest(state), open_split, messages)
+    return Source(
+        name,
+        license,
+        splits,
+        identity,
+        json_digest(state),
+        open_split,
+        messages,
+        files=files,
+        column=column,
+    )
 
 
 def _table(root: Path, folder: str) -> str | None:
@@ -160,7 +180,7 @@ def _entries(root: Path, table: str, label_column: str | None, where: str) -> li
                 f"{where}, line {line}: {label} must be one text or integer, got {_shown(value)}"
             )
         seen[path] = line
-        entries.append(_Entry(path, value, line))
+        entries.append(_Entry(path, value, line, row))
     if not entries:
         raise UserError(f"{where} has no rows; list the pictures")
     return entries

@@ -12,7 +12,13 @@ from hf_cifar.data.hub_access import hub_in_reach, offline
 from hf_cifar.data.regular_files import MAX_TEXT_BYTES, inside, read_regular_file
 from hf_cifar.data.sources.arrow_images import ArrowImages, readable
 from hf_cifar.data.sources.base import SPLITS, Source, file_state, read_card
-from hf_cifar.data.sources.columns import Columns, choose_columns, class_names, features_of
+from hf_cifar.data.sources.columns import (
+    Columns,
+    choose_columns,
+    class_names,
+    features_of,
+    picture_paths,
+)
 from hf_cifar.errors import UserError
 from hf_cifar.files import json_digest
 
@@ -115,5 +121,39 @@ def _source(
             names = class_names(images([], other).table.column(label) for other in files)
         return images(names, split)
 
+    def column(split: str, key: str) -> list[Any]:
+        return _column(files[split], key).to_pylist()
+
+    def picture_files(split: str) -> list[str | None]:
+        image = open_split(split, Path()).image_column
+        return picture_paths(_column(files[split], image))
+
     state = {split: [file_state(path) for path in paths] for split, paths in files.items()}
-    return Source(name, license, tuple(files), identity, json_digest(state), open_split)
+    return Source(
+        name,
+        license,
+        tuple(files),
+        identity,
+        json_digest(state),
+        open_split,
+        files=picture_files,
+        column=column,
+    )
+
+
+def _column(files: list[Path], key: str) -> Any:
+    """Return a column of Arrow stream files. Raises UserError where they have none of this name."""
+    import pyarrow as pa
+
+    parts = []
+    for file in files:
+        with readable(file):
+            table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+            if key in table.column_names:
+                part = table.select([key])
+                part.validate(full=True)  # else offsets of a hostile file point anywhere
+                parts.append(part)
+                continue
+        raise UserError(f"{file.name} has no column {key}, only {', '.join(table.column_names)}")
+    with readable(files[0]):
+        return pa.concat_tables(parts).column(0)
