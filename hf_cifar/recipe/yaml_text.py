@@ -97,4 +97,4 @@ def expanded_length(node: yaml.Node, lengths: dict[int, float]) -> float:
 
 def write_yaml(values: dict[str, Any]) -> str:
     """Return `values` as YAML that `read_yaml` reads back to equal values."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=100)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
