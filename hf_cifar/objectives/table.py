@@ -7,12 +7,14 @@ from hf_cifar.objectives.base import Objective
 from hf_cifar.objectives.classification import Classification
 from hf_cifar.objectives.distillation import Distillation
 from hf_cifar.objectives.masked_autoencoder import MaskedAutoencoding
+from hf_cifar.objectives.semi_supervised import SemiSupervised
 from hf_cifar.recipe.recipe import Recipe
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
     "distillation": Distillation,
     "masked_autoencoder": MaskedAutoencoding,
+    "semi_supervised": SemiSupervised,
 }
 
 

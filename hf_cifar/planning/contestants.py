@@ -152,7 +152,7 @@ def winner_yaml(recipe: Recipe, comment: str) -> str:
         if getattr(recipe, name) != defaults[name]
         or name in ("model_name_or_path", "dataset_name", "method")
     }
-    for name in ("model_name_or_path", "dataset_name", "exclude", "teacher"):
+    for name in ("model_name_or_path", "dataset_name", "exclude", "teacher", "unlabelled_dataset"):
         path = Path(values.get(name) or "").expanduser()
         if name in values and values[name] != "sample" and path.exists():
             values[name] = str(path.resolve())

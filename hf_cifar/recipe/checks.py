@@ -54,6 +54,10 @@ def check_keys_together(recipe: Recipe, where: str) -> None:
         )
     if recipe.teacher is not None and recipe.objective != "distillation":
         raise UserError(f"{where}: teacher: works only with `objective: distillation`; set it")
+    if recipe.unlabelled_dataset is not None and recipe.objective != "semi_supervised":
+        raise UserError(
+            f"{where}: unlabelled_dataset: works only with `objective: semi_supervised`; set it"
+        )
     _check_groups(recipe, where)
     _check_method(recipe, where)
     _check_validation(recipe, where)

@@ -191,8 +191,9 @@ class ObjectiveKeys:
 
     objective: str = key(
         "classification",
-        "what the model learns: classification, distillation (from a `teacher` as well), or"
-        " masked_autoencoder (a ViT pretrained without labels; He et al. 2022)",
+        "what the model learns: classification, distillation (from a `teacher` as well),"
+        " masked_autoencoder (a ViT pretrained without labels; He et al. 2022), or semi_supervised"
+        " (from unlabelled images as well, by FixMatch; Sohn et al. 2020)",
     )
     teacher: str | None = key(
         None, "distillation: run folder or model whose answers to the training images are learned"
@@ -218,6 +219,23 @@ class ObjectiveKeys:
         0.75,
         "masked_autoencoder: share of an image's patches that are hidden, and are to be drawn from"
         " the others",
+    )
+    unlabelled_dataset: str | None = key(
+        None,
+        "semi_supervised: folder of pictures, with or without labels, or anything that"
+        " `dataset_name` takes, whose train split is learned from without labels; default: the"
+        " train split of `dataset_name`, with what `train_samples_per_class` leaves out",
+    )
+    unlabelled_ratio: Count = key(
+        7, "semi_supervised: unlabelled images in a batch for each labelled one"
+    )
+    unlabelled_threshold: Share = key(
+        0.95,
+        "semi_supervised: probability from which the answer to the weak view of an unlabelled image"
+        " is the target for its strong view",
+    )
+    unlabelled_weight: NotNegative = key(
+        1.0, "semi_supervised: weight of the unlabelled images in the loss"
     )
 
 
@@ -429,6 +447,7 @@ PATHS = {
     "dataset_name",
     "exclude",
     "teacher",
+    "unlabelled_dataset",
     "output_dir",
     "deepspeed",
     "fsdp_config",

@@ -53,7 +53,11 @@ class Recipe(RunKeys, MethodKeys, ObjectiveKeys, TransformKeys, DataKeys, ModelK
 
     @property
     def views_at_once(self) -> int:
-        """How many views of each training image a batch holds."""
+        """How many images a batch holds for each that is counted: views of it, or unlabelled ones
+        in two views each.
+        """
+        if self.objective == "semi_supervised":
+            return 1 + 2 * self.unlabelled_ratio
         return 3 if self.consistency_weight else 1
 
     @property

@@ -26,6 +26,13 @@ def result_warnings(metrics: dict[str, Any]) -> list[str]:
             " nearest-neighbour classifier on the same features, so the training has lost what the"
             " backbone knew: try another learning rate or method."
         )
+    unlabelled = metrics.get("unlabelled", {})
+    if unlabelled.get("images_in_test"):
+        warnings.append(
+            f"{unlabelled['images_in_test']:,} of the {unlabelled['images']:,} images without"
+            " labels that it learned from are test images too, so the test accuracy may be higher"
+            " than on new images."
+        )
     return warnings
 
 

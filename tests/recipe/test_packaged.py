@@ -177,6 +177,8 @@ def test_needs_say_how_much_memory(name):
 
 def train_images(recipe):
     """Return how many images a recipe trains on, by its own example for `your_images`."""
+    if recipe.train_samples_per_class:
+        return 10 * recipe.train_samples_per_class
     images = TRAIN_IMAGES[recipe.dataset_name]
     if recipe.dataset_name == "pictures":
         images = round(images * (1 - recipe.test_fraction))

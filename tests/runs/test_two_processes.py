@@ -65,6 +65,14 @@ AS_ONE = {  # trained by one process and by two
         "auto_augment": "trivialaugment",
         "image_size_schedule": [[0, 16], [1, 32]],
     },
+    "semi-supervised": SGD
+    | {
+        "objective": "semi_supervised",
+        "train_samples_per_class": 7,
+        "max_train_samples": None,
+        "unlabelled_ratio": 2,
+        "unlabelled_threshold": 0.1,
+    },
     "by loss": SGD | {"metric_for_best_model": "loss"},
 }
 TWICE: dict[str, dict[str, Any]] = {  # trained twice by two processes
