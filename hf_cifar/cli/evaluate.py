@@ -10,6 +10,8 @@ from hf_cifar.cli.options import new_command, positive_integer, quiet_libraries
 from hf_cifar.cli.output import say
 from hf_cifar.text import visible
 
+PER_LABEL = ("average_precision", "auroc", "f1")  # figures of a model that gives several labels
+
 
 def add_parser(commands: Any) -> None:
     command = new_command(commands, "evaluate", "Score a run or a model on a split.")
@@ -65,10 +67,20 @@ def run(args: argparse.Namespace) -> None:
     accuracy = metrics[f"{args.split}_accuracy"]
     say(f"{args.split} accuracy {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})")
     for name, value in metrics.items():
-        if isinstance(value, float) and not name.endswith("_accuracy"):
-            say(f"{name:<32}{value:.4f}")
-    for label, value in metrics[f"{args.split}_per_class_accuracy"].items():
+        if isinstance(value, float) and name != f"{args.split}_accuracy":
+            ends = metrics.get(f"{name}_ci95")
+            interval = f"  (95 % interval {ends[0]:.4f} to {ends[1]:.4f})" if ends else ""
+            say(f"{name:<32}{value:.4f}{interval}")
+    if point := metrics.get("operating_point"):
+        say(
+            f"Sensitivity and specificity are those of {visible(point['positive_class'])} from a"
+            f" probability of {point['threshold']:.4f} on, which was chosen on validation."
+        )
+    for label, value in metrics.get(f"{args.split}_per_class_accuracy", {}).items():
         say(f"  {visible(label):<30}{value:.4f}")
+    for label, scores in metrics.get(f"{args.split}_per_label", {}).items():
+        texts = [f"{name} {scores[name]:.4f}" for name in PER_LABEL if name in scores]
+        say(f"  {visible(label):<30}{'  '.join(texts)}")
 
 
 def _run_strangers(args: argparse.Namespace) -> None:

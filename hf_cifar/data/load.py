@@ -21,6 +21,7 @@ from hf_cifar.data.duplicates import in_both
 from hf_cifar.data.exclusions import read_exclusions
 from hf_cifar.data.groups import has_groups, read_groups
 from hf_cifar.data.image_cache import load_images
+from hf_cifar.data.label_sets import pool_rare_sets
 from hf_cifar.data.sources.columns import Columns
 from hf_cifar.data.sources.find import find_source
 from hf_cifar.data.splits import (
@@ -286,13 +287,15 @@ class _Loader:
 
         groups: those of the images of train, str [N], which stay together; None: there are none.
         """
-        seed, from_groups = self.recipe.seed, ""
+        seed, from_groups, labels = self.recipe.seed, "", train.labels
+        if self.recipe.objective == "multi_label":
+            labels = pool_rare_sets(labels)
         stream = TEST_CUT if name == "test" else VALIDATION_CUT
         if groups is None:
-            positions = stratified_cut(train.labels, fraction, seed, stream)
+            positions = stratified_cut(labels, fraction, seed, stream)
         else:
             groups = groups[train.rows]
-            positions = grouped_cut(train.labels, groups, fraction, seed, stream)
+            positions = grouped_cut(labels, groups, fraction, seed, stream)
             from_groups = f" of {len(np.unique(groups[positions])):,} groups"
         rest = np.setdiff1d(np.arange(len(train)), positions, assume_unique=True)
         self.messages.append(

@@ -56,7 +56,7 @@ class Answerer:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.autocast(classifier.device.type, torch.bfloat16, enabled=bf16):
             logits = classifier.model(pixel_values=pixels).logits.float().cpu()
-        best = logits.softmax(-1).topk(min(self._top, logits.shape[1]))
+        best = classifier.scores(logits).topk(min(self._top, logits.shape[1]))
         finite = logits.isfinite().all(-1).tolist()
         is_stranger, strangeness = None, None
         if self._rejecter is not None:

@@ -77,7 +77,7 @@ def bulk_predict(
     _meet()
     if out.suffix != ".parquet":
         raise UserError(f"--out {out}: name a file that ends in .parquet")
-    classifier = load_classifier(model)
+    classifier = load_classifier(model, several_labels=True)
     skip = {out.resolve(), parts_folder(out).resolve()}
     listed = find_pictures(words, split, classifier.pixel_range, skip)
     facts = {

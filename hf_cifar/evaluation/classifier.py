@@ -13,7 +13,7 @@ from hf_cifar.data.batches import ImageBatches
 from hf_cifar.data.deep_pixels import PixelRange
 from hf_cifar.data.splits import Split
 from hf_cifar.errors import UserError
-from hf_cifar.models.config import load_config, read_pixel_range
+from hf_cifar.models.config import MULTI_LABEL, load_config, read_pixel_range
 from hf_cifar.models.inspect_repo import fetch_model, resolve_model
 from hf_cifar.models.model_files import ModelFiles, library_errors
 from hf_cifar.models.pretrained import load_weights
@@ -36,17 +36,32 @@ class Classifier:
     pixel_range: PixelRange | None
     device: torch.device
 
+    @property
+    def several_labels(self) -> bool:
+        """Whether a picture can have any number of the labels."""
+        return self.model.config.problem_type == MULTI_LABEL
 
-def load_classifier(name: str) -> Classifier:
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities of the classes, [..., C], or of each label by itself."""
+        return logits.sigmoid() if self.several_labels else logits.softmax(-1)
+
+
+def load_classifier(name: str, *, several_labels: bool = False) -> Classifier:
     """Return the model of a run folder, a model folder or a Hub id, with @revision if wanted.
 
-    Raises UserError for a model that can't be had, that is damaged, or that has no classifier.
+    several_labels: whether it may give a picture several labels. Raises UserError for a model that
+    can't be had, that is damaged, or that has no classifier.
     """
     files = fetch_model(*resolve_model(name), classifier=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
     config = load_config(files)
+    if config.problem_type == MULTI_LABEL and not several_labels:
+        raise UserError(
+            f"{files.name} gives each label a probability of its own, and this command is about"
+            " classes that exclude each other; ask `hf-cifar evaluate` or `hf-cifar predict`"
+        )
     processor, side = load_evaluation_processor(files)
     model: Any = load_weights(files, config)[0]
     labels = [str(config.id2label[number]) for number in range(config.num_labels)]
@@ -73,7 +88,7 @@ def probabilities(
     channels_last: bool = False,
     flip: bool = False,
 ) -> np.ndarray:
-    """Return float64 [n, C]: the softmax of the model's logits for each image of the split.
+    """Return float64 [n, C]: the model's `scores` for each image of the split.
 
     flip: average the answers to an image and to its mirror image.
     Raises UserError for logits that are not finite.
@@ -90,7 +105,7 @@ def probabilities(
         with torch.autocast(classifier.device.type, torch.bfloat16, enabled=bf16):
             views = [images, images.flip(-1)] if flip else [images]
             logits = torch.stack([classifier.model(pixel_values=view).logits for view in views])
-        means.append(logits.double().softmax(-1).mean(0))
+        means.append(classifier.scores(logits.double()).mean(0))
         finite.append(logits.isfinite().all(-1).all(0))
     rows_finite = torch.cat(finite).cpu()  # the device is waited for here, and only here
     check_logits(classifier, rows_finite, f"row {int(rows_finite.int().argmin())} of {split.name}")

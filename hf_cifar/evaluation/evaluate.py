@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from hf_cifar.data.label_sets import split_sets
 from hf_cifar.data.load import check_classes, load_split
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import load_classifier, probabilities
 from hf_cifar.evaluation.label_names import map_labels
 from hf_cifar.evaluation.metrics import classification_metrics
+from hf_cifar.evaluation.multi_label_metrics import multi_label_metrics
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.training.precision import fastest_precision
@@ -26,18 +28,24 @@ PRIVATE_FACTS = ".hf_cifar.json"
 def evaluate(
     model: str, dataset: str | None, split: str, batch_size: int, precision: str, tta: str
 ) -> dict[str, Any]:
-    """Return `classification_metrics` of a model on a split, and images a second.
+    """Return `classification_metrics` of a model on a split, or `multi_label_metrics`, and images a
+    second.
 
     The model's labels are matched with the data's by name, whatever their order.
 
     precision: auto, fp32 or bf16. tta: none or flip, which averages each image with its mirror.
     Raises UserError for a model, data or labels that can't be used.
     """
-    classifier = load_classifier(model)
+    classifier = load_classifier(model, several_labels=True)
     recipe = data_recipe(model, dataset)
+    if classifier.several_labels:
+        recipe.objective = "multi_label"  # the cuts of other data depend on it
     images = load_split(recipe, split, classifier.pixel_range)
-    check_classes(recipe.dataset_name, [images])
     label_names = list(images.images.label_names)
+    if classifier.several_labels:
+        label_names, members = split_sets(label_names)
+    else:
+        check_classes(recipe.dataset_name, [images])
     columns = np.argsort(map_labels(classifier.labels, label_names))
     if len(columns) < len(label_names):
         raise UserError(
@@ -60,7 +68,12 @@ def evaluate(
         flip=tta == "flip",
     )
     seconds = time.perf_counter() - start
-    metrics = classification_metrics(outputs[:, columns], images.labels, label_names, prefix=split)
+    answers = outputs[:, columns]
+    if classifier.several_labels:
+        targets = members[images.labels]
+        metrics = multi_label_metrics(answers, targets, label_names, prefix=split)
+    else:
+        metrics = classification_metrics(answers, images.labels, label_names, prefix=split)
     return metrics | {
         "samples_per_second": len(images) / seconds,
         "precision": "bf16" if bf16 else "fp32",

@@ -24,7 +24,7 @@ def predict(model: str, images: list[str], top: int) -> Iterator[tuple[str, list
     Raises UserError, before the first answer for a file that is not there, else in place of the
     answer to a picture that can't be read.
     """
-    classifier = load_classifier(model)
+    classifier = load_classifier(model, several_labels=True)
     names = [name for word in images for name, _ in expand(word)]
     answerer = Answerer(classifier, top, Precision(bf16=False, channels_last=False))
     for name in names:

@@ -12,6 +12,9 @@ from hf_cifar.models.model_files import ModelFiles
 from hf_cifar.recipe.fields import ModelKeys
 
 
+MULTI_LABEL = "multi_label_classification"  # the `problem_type` of any number of labels a picture
+
+
 def load_config(files: ModelFiles, **changes: Any) -> Any:
     """Return the model's config with `changes`. Raises UserError."""
     with files.for_library("its config.json can't be used") as folder:

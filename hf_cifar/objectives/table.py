@@ -7,6 +7,7 @@ from hf_cifar.objectives.base import Objective
 from hf_cifar.objectives.classification import Classification
 from hf_cifar.objectives.distillation import Distillation
 from hf_cifar.objectives.masked_autoencoder import MaskedAutoencoding
+from hf_cifar.objectives.multi_label import MultiLabel
 from hf_cifar.objectives.semi_supervised import SemiSupervised
 from hf_cifar.recipe.recipe import Recipe
 
@@ -14,6 +15,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
     "distillation": Distillation,
     "masked_autoencoder": MaskedAutoencoding,
+    "multi_label": MultiLabel,
     "semi_supervised": SemiSupervised,
 }
 

@@ -192,8 +192,10 @@ class ObjectiveKeys:
     objective: str = key(
         "classification",
         "what the model learns: classification, distillation (from a `teacher` as well),"
-        " masked_autoencoder (a ViT pretrained without labels; He et al. 2022), or semi_supervised"
-        " (from unlabelled images as well, by FixMatch; Sohn et al. 2020)",
+        " multi_label (any number of labels a picture; the model's config says `problem_type:"
+        " multi_label_classification`), masked_autoencoder (a ViT pretrained without labels; He et"
+        " al. 2022), or semi_supervised (from unlabelled images as well, by FixMatch; Sohn et al."
+        " 2020)",
     )
     teacher: str | None = key(
         None, "distillation: run folder or model whose answers to the training images are learned"

@@ -120,6 +120,9 @@ def _results_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
         lambda ends: f"{percent(ends[0])} to {percent(ends[1])}",
     )
     add("Top-5 accuracy", "top5_accuracy", percent)
+    add("Mean average precision", "map", lambda value: f"{value:.4f}")
+    add("AUROC (macro)", "auroc_macro", lambda value: f"{value:.4f}")
+    add("Micro F1", "f1_micro", lambda value: f"{value:.4f}")
     add("Macro F1", "f1_macro", lambda value: f"{value:.4f}")
     add("Negative log-likelihood (nats)", "nll", lambda value: f"{value:.4f}")
     add("Expected calibration error (15 bins)", "ece", percent)
