@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 # labelled one with the same number, nor a strong view those of a weak one.
 ORDER, WEAK, STRONG = range(1, 4)
 STRONG_POLICY = "randaugment"  # as in FixMatch's main experiments
-MEASURED = 2_000  # most unlabelled images whose answers are counted at the end
-UNLABELLED = "unlabelled"  # their evaluation dataset
+MEASURED = 2_000  # most unlabelled images that are answered at the end, to count confident answers
+UNLABELLED = "unlabelled"  # the evaluation dataset of those
 # Keys that have no meaning here, with the value that leaves them out.
 REFUSED = {
     "mixup_alpha": (0.0, "mixes images, of which one has a label and its views have none"),
@@ -63,16 +63,22 @@ class SemiSupervised(Classification):
         self.ratio, self.weight = recipe.unlabelled_ratio, recipe.unlabelled_weight
         self.threshold = recipe.unlabelled_threshold
         unlabelled = self._load_unlabelled()
-        self.unlabelled_source, self.has_truth = (
-            unlabelled.source,
-            unlabelled.label_names == self.label_names,
+        self.unlabelled_source = unlabelled.source
+        self.has_truth = unlabelled.label_names == self.label_names
+        self.in_test = 0  # unlabelled images that test has too
+        self.unlabelled = self._without_test_images(unlabelled)
+        count = len(self.unlabelled)
+        evenly = np.linspace(0, count - 1, min(count, MEASURED)).astype(np.int64)
+        self.measured = Split(
+            UNLABELLED,
+            self.unlabelled.images,
+            self.unlabelled.rows[evenly],
+            self.unlabelled.labels[evenly],
         )
-        self.in_test = 0
-        self.unlabelled = self._outside_test(unlabelled)
         log.info(
-            "labels of %s images, and %s images of %s without labels",
+            "%s images with labels, and %s of %s without",
             f"{len(self.data.train):,}",
-            f"{len(self.unlabelled):,}",
+            f"{count:,}",
             self.unlabelled_source,
         )
 
@@ -100,9 +106,9 @@ class SemiSupervised(Classification):
         except UserError as error:
             raise UserError(f"unlabelled_dataset: {error}") from None
 
-    def _outside_test(self, unlabelled: Data) -> Split:
-        """Return the images without labels. Those that test has too are left out if the recipe says
-        `drop_test_duplicates`, and else warned of.
+    def _without_test_images(self, unlabelled: Data) -> Split:
+        """Return the images without labels. With `drop_test_duplicates`, those that test has too
+        are left out; without it, a warning says how many there are.
         """
         split, test = unlabelled.train, self.data.test
         if split.images.fingerprint == self.data.train.images.fingerprint:
@@ -111,12 +117,12 @@ class SemiSupervised(Classification):
             return split
         in_test, _ = in_both(split, test)
         count = int(in_test.sum())
+        if count == 0:
+            return split
         message = (
             f"unlabelled_dataset: {count:,} of the {len(split):,} images are in test too, exactly"
             " by their pixels"
         )
-        if count == 0:
-            return split
         if not self.recipe.drop_test_duplicates:
             self.in_test = count
             log.warning("%s; drop_test_duplicates: true takes them out of training", message)
@@ -124,8 +130,7 @@ class SemiSupervised(Classification):
         if count == len(split):
             raise UserError(f"{message}; name other images")
         log.info("%s; they were taken out of training", message)
-        rest = ~in_test
-        return dataclasses.replace(split, rows=split.rows[rest], labels=split.labels[rest])
+        return dataclasses.replace(split, rows=split.rows[~in_test], labels=split.labels[~in_test])
 
     @property
     def workers(self) -> int:
@@ -166,18 +171,16 @@ class SemiSupervised(Classification):
         train = SemiSupervisedBatches(
             labelled, view(weak, WEAK), view(strong, STRONG), self.ratio, self.recipe.seed
         )
-        rows = self.unlabelled.rows[:MEASURED]
-        measured = Split(UNLABELLED, self.unlabelled.images, rows, np.zeros_like(rows))
-        evaluation = datasets.evaluation | {
-            UNLABELLED: ImageBatches(
-                measured,
-                labelled.transforms,
-                training=False,
-                resident=resident,
-                channels_last=channels_last,
-            )
-        }
-        return Datasets(train, evaluation)
+        # Their own labels may be of other classes, and none are needed to count answers.
+        no_labels = np.zeros(len(self.measured), dtype=np.int64)
+        measured = ImageBatches(
+            dataclasses.replace(self.measured, labels=no_labels),
+            labelled.transforms,
+            training=False,
+            resident=resident,
+            channels_last=channels_last,
+        )
+        return Datasets(train, datasets.evaluation | {UNLABELLED: measured})
 
     def loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
@@ -213,7 +216,7 @@ class SemiSupervised(Classification):
         confident = (confidence >= self.threshold).numpy()
         metrics["unlabelled_confident_share"] = float(confident.mean())
         if self.has_truth and confident.any():
-            right = answers.numpy() == self.unlabelled.labels[: len(logits)]
+            right = answers.numpy() == self.measured.labels
             metrics["unlabelled_confident_accuracy"] = float(right[confident].mean())
         return metrics
 

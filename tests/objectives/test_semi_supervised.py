@@ -156,6 +156,9 @@ def test_neither_test_nor_validation_images_are_learned_from(
     assert set(data.train.rows) < set(unlabelled.rows)
     together = np.sort(np.concatenate([unlabelled.rows, data.validation.rows]))
     assert together.tolist() == list(range(2_000))
+    assert torch.equal(
+        torch.from_numpy(learner.measured.labels), torch.from_numpy(unlabelled.labels)
+    )
 
 
 # ---- unlabelled images from elsewhere ----
