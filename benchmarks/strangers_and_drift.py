@@ -40,13 +40,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from hf_cifar.evaluation.drift import drift_p_value, estimate_accuracy
     from hf_cifar.evaluation.few_shot import load_few_shot_data
     from hf_cifar.evaluation.known_pictures import first_images
+    from hf_cifar.evaluation.left_out_classes import leave_classes_out, separation
     from hf_cifar.evaluation.new_pictures import load_pictures
-    from hf_cifar.evaluation.stranger_scores import (
-        Known,
-        leave_classes_out,
-        separation,
-        stranger_scores,
-    )
+    from hf_cifar.evaluation.stranger_scores import Known, stranger_scores
     from hf_cifar.features.logistic_regression import fit_logistic_regression
     from hf_cifar.recipe.recipe import public_name
 

@@ -47,6 +47,13 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="write one JSON object a picture; with --out, one that counts the answers",
     )
+    command.add_argument(
+        "--explain",
+        type=Path,
+        metavar="DIR",
+        help="write a PNG for each picture into this folder: what the model saw of it, and a heat"
+        " map (Grad-CAM) of what its best class rests on; needs the extra `demo`",
+    )
     bulk = command.add_argument_group("many pictures")
     bulk.add_argument(
         "--out",
@@ -82,13 +89,20 @@ def run(args: argparse.Namespace) -> None:
     bulk = {name: getattr(args, name) for name in BULK_OPTIONS if getattr(args, name) is not None}
     if bulk and args.out is None:
         raise UserError(f"predict: --{next(iter(bulk))} goes with --out FILE; add that")
+    if args.explain is not None and args.out is not None:
+        raise UserError("predict: --explain goes with single pictures; leave --out out")
     quiet_libraries()
     if args.out is not None:
         _run_bulk(args, bulk)
         return
     from hf_cifar.evaluation.predict import predict
 
-    for name, answers in predict(args.model, args.images, args.top):
+    explain = None
+    if args.explain is not None:
+        from hf_cifar.reporting.heat_map_sheets import HeatMapSheets
+
+        explain = HeatMapSheets(args.explain).write
+    for name, answers in predict(args.model, args.images, args.top, explain):
         if args.json:
             say(json.dumps({"image": name, "labels": answers}))
         else:

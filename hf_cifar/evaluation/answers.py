@@ -38,12 +38,13 @@ class Answerer:
         set_weight_layout(classifier.model, classifier.device, precision.channels_last)
         known = read_known(classifier)
         self._rejecter = Rejecter(known) if known is not None and known.reject is not None else None
-        self._features: list[torch.Tensor] = []  # what the head was given for the batch
+        self._features = torch.empty(0)  # what the head was given for the newest batch
         if self._rejecter is not None:
             _, linear = head(classifier.model)
-            linear.register_forward_pre_hook(
-                lambda _, args: self._features.append(args[0].float().cpu())
-            )
+            linear.register_forward_pre_hook(self._keep_features)
+
+    def _keep_features(self, _: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        self._features = inputs[0].detach().float().cpu()
 
     @torch.inference_mode()
     def answer(self, pixels: torch.Tensor) -> list[Answer | None]:
@@ -60,7 +61,7 @@ class Answerer:
         finite = logits.isfinite().all(-1).tolist()
         is_stranger, strangeness = None, None
         if self._rejecter is not None:
-            is_stranger, strangeness = self._rejecter.judge(self._features.pop())
+            is_stranger, strangeness = self._rejecter.judge(self._features)
         answers: list[Answer | None] = []
         for row, scores in enumerate(best.values.tolist()):
             labels = [

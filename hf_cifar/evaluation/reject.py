@@ -9,11 +9,8 @@ import torch
 
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.known_pictures import KnownPictures, Reject
-from hf_cifar.evaluation.stranger_scores import (
-    leave_classes_out,
-    make_score,
-    stranger_scores,
-)
+from hf_cifar.evaluation.left_out_classes import leave_classes_out
+from hf_cifar.evaluation.stranger_scores import make_score, stranger_scores
 
 NONE_OF_THESE = "none of these"
 FEWEST = 20  # validation pictures that a threshold is worth anything with

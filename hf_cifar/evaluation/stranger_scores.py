@@ -1,4 +1,7 @@
-"""Scores that tell pictures of a model's classes from strangers, by its features and logits."""
+"""Scores that tell pictures of a model's classes from strangers, by its features and logits.
+
+A Space carries a copy of this file, so it imports nothing of this project.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,8 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from hf_cifar.features.logistic_regression import fit_logistic_regression
-
 SCORES = ("softmax", "energy", "knn", "mahalanobis")
 NEIGHBOUR = 10  # the neighbour whose cosine counts
-STRENGTH = 0.01  # of the penalty of a head without a class; to choose it would take minutes
 SHRINKAGE = 0.1  # of the shared covariance towards its mean variance
 QUERIES_AT_ONCE = 1000
 
@@ -28,18 +28,6 @@ class Known(NamedTuple):
     labels: torch.Tensor
     weight: torch.Tensor
     bias: torch.Tensor
-
-    def without(self, label: int) -> Known:
-        """Return what a model that lacks one class would know: the other classes, with a head that
-        is fitted to them anew, since the old one has learned what they are not.
-        """
-        rows, classes = self.labels != label, torch.arange(len(self.bias)) != label
-        numbers = torch.cumsum(classes, 0) - 1
-        features, labels = self.features[rows], numbers[self.labels[rows]]
-        head = fit_logistic_regression(
-            features[None], labels, len(self.bias) - 1, seed=0, strengths=(STRENGTH,)
-        )
-        return Known(features, labels, head.weight, head.bias)
 
 
 def stranger_scores(known: Known, features: torch.Tensor) -> dict[str, np.ndarray]:
@@ -102,36 +90,3 @@ def _mahalanobis(known: Known) -> Callable[[torch.Tensor], np.ndarray]:
 
     centres = whiten(means)
     return lambda features: -torch.cdist(whiten(features), centres).amin(1).numpy()
-
-
-def separation(known: np.ndarray, strangers: np.ndarray) -> dict[str, float]:
-    """Return `auroc`, and `fpr95`: the share of strangers that are accepted at the threshold that
-    accepts 95 % of the known.
-
-    known, strangers: scores, float64 [n] and [m].
-    """
-    from sklearn.metrics import roc_auc_score
-
-    truth = np.concatenate([np.ones(len(known)), np.zeros(len(strangers))])
-    auroc = roc_auc_score(truth, np.concatenate([known, strangers]))
-    threshold = np.quantile(known, 0.05)
-    return {"auroc": float(auroc), "fpr95": float((strangers >= threshold).mean())}
-
-
-def leave_classes_out(
-    known: Known, features: torch.Tensor, labels: torch.Tensor
-) -> dict[str, float]:
-    """Return for each of SCORES the mean AUROC when each class in turn is the stranger.
-
-    Features of a fine-tuned backbone still know the class that is left out, so it counts as a
-    stranger that is somewhat easier to tell than others.
-
-    features: float32 [n, D] of pictures that the model was not trained on. labels: int64 [n].
-    """
-    values: dict[str, list[float]] = {name: [] for name in SCORES}
-    for label in labels.unique().tolist():
-        scores = stranger_scores(known.without(label), features)
-        strange = (labels == label).numpy()
-        for name, score in scores.items():
-            values[name].append(separation(score[~strange], score[strange])["auroc"])
-    return {name: float(np.mean(aurocs)) for name, aurocs in values.items()}

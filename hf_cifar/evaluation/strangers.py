@@ -18,8 +18,9 @@ from hf_cifar.evaluation.known_pictures import (
     known_of,
     read_known,
 )
+from hf_cifar.evaluation.left_out_classes import separation
 from hf_cifar.evaluation.new_pictures import PictureFolder, load_pictures
-from hf_cifar.evaluation.stranger_scores import separation, stranger_scores
+from hf_cifar.evaluation.stranger_scores import stranger_scores
 from hf_cifar.evaluation.target_data import target_recipe
 
 log = logging.getLogger(__name__)

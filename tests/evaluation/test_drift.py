@@ -5,13 +5,8 @@ import pytest
 import torch
 
 from hf_cifar.evaluation.drift import drift_p_value, estimate_accuracy
-from hf_cifar.evaluation.stranger_scores import (
-    SCORES,
-    Known,
-    leave_classes_out,
-    separation,
-    stranger_scores,
-)
+from hf_cifar.evaluation.left_out_classes import leave_classes_out, separation, without_class
+from hf_cifar.evaluation.stranger_scores import SCORES, Known, stranger_scores
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
@@ -66,7 +61,7 @@ def test_every_score_is_high_for_the_known_and_low_for_strangers():
 def test_a_class_that_is_left_out_is_a_stranger():
     features, labels = clusters(200, 0.3, 0)
     known = Known(features, labels, *head())
-    without = known.without(1)
+    without = without_class(known, 1)
     assert sorted(without.labels.unique().tolist()) == [0, 1, 2] and len(without.bias) == 3
     logits = torch.addmm(without.bias, without.features, without.weight.T)
     assert torch.equal(logits.argmax(1), without.labels)
