@@ -13,6 +13,7 @@ import torch
 # The first of a sample's draws for each use; no two uses share a draw.
 CROP, ERASING, MIXING, POLICY = 0, 5, 10, 15
 MASKING = 1_000  # far behind the draws of a policy, whose number depends on the policy
+QUARTER_TURN = 100_000  # behind those of the patches
 # 0x9E3779B97F4A7C15 as int64, the increment of splitmix64 (Steele et al. 2014).
 _GOLDEN = -7046029254386353131
 

@@ -44,12 +44,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _report(metrics: dict[str, Any], folder: Path) -> None:
-    if "test_accuracy" in metrics:
-        low, high = metrics["test_accuracy_ci95"]
-        say(
-            f"test accuracy {metrics['test_accuracy']:.4f}"
-            f" (95 % interval {low:.4f} to {high:.4f}, {metrics['test_samples']} images)"
-        )
+    scored = {f"{task}: ": scores for task, scores in metrics.get("tasks", {}).items()}
+    for title, scores in (scored or {"": metrics}).items():
+        if "test_accuracy" in scores:
+            low, high = scores["test_accuracy_ci95"]
+            say(
+                f"{title}test accuracy {scores['test_accuracy']:.4f}"
+                f" (95 % interval {low:.4f} to {high:.4f}, {scores['test_samples']} images)"
+            )
     for line in metrics.get("warnings", ()):
         say(f"warning: {line}")
     files = {"model": "", "card": "README.md", "plots": "plots", "metrics": "metrics.json"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from hf_cifar.models.inspect_repo import fetch_model, resolve_model
 from hf_cifar.models.model_files import ModelFiles, library_errors
 from hf_cifar.models.pretrained import load_weights
 from hf_cifar.models.processors import load_evaluation_processor
+from hf_cifar.models.task_heads import read_tasks
 from hf_cifar.training.precision import keep_freed_memory, set_weight_layout
 
 
@@ -26,7 +27,8 @@ class Classifier:
     """A model that answers, in evaluation mode.
 
     labels: its class names in order. pixel_range: how pictures with more than 8 bits a channel were
-    converted for its training; None if they were refused. device: where the model lies.
+    converted for its training; None if they were refused. device: where the model lies. tasks: the
+    class names of each task, for a model that answers several.
     """
 
     files: ModelFiles
@@ -35,6 +37,7 @@ class Classifier:
     labels: list[str]
     pixel_range: PixelRange | None
     device: torch.device
+    tasks: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def several_labels(self) -> bool:
@@ -46,17 +49,26 @@ class Classifier:
         return logits.sigmoid() if self.several_labels else logits.softmax(-1)
 
 
-def load_classifier(name: str, *, several_labels: bool = False) -> Classifier:
+def load_classifier(
+    name: str, *, several_tasks: bool = False, several_labels: bool = False
+) -> Classifier:
     """Return the model of a run folder, a model folder or a Hub id, with @revision if wanted.
 
-    several_labels: whether it may give a picture several labels. Raises UserError for a model that
-    can't be had, that is damaged, or that has no classifier.
+    several_tasks: whether it may answer several tasks at once. several_labels: whether it may give
+    a picture several labels. Raises UserError for a model that can't be had, that is damaged, or
+    that has no classifier.
     """
     files = fetch_model(*resolve_model(name), classifier=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
     config = load_config(files)
+    tasks = read_tasks(config, files.name)
+    if tasks and not several_tasks:
+        folders = ", ".join(f"tasks/{task}" for task in tasks)
+        raise UserError(
+            f"{files.name} answers several tasks; name the folder of one of them in it: {folders}"
+        )
     if config.problem_type == MULTI_LABEL and not several_labels:
         raise UserError(
             f"{files.name} gives each label a probability of its own, and this command is about"
@@ -75,7 +87,8 @@ def load_classifier(name: str, *, several_labels: bool = False) -> Classifier:
         )
     model = model.requires_grad_(False).to(device)
     pixel_range = read_pixel_range(config, f"{files.name}: config.json")
-    return Classifier(files, model, Transforms(processor, side), labels, pixel_range, device)
+    transforms = Transforms(processor, side)
+    return Classifier(files, model, transforms, labels, pixel_range, device, tasks)
 
 
 @torch.inference_mode()

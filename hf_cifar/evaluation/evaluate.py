@@ -107,3 +107,8 @@ def _find_dataset(run: Path, name: str) -> str:
     folders = run.resolve().parents[:2]
     candidates = [noted, *(folder / noted.name for folder in folders)]
     return next((str(path) for path in candidates if path.exists()), name)
+    if recipe.objective == "multi_task":
+        raise UserError(
+            f"{model}: its pictures were turned, which only training does; metrics.json has its"
+            " scores, and other tasks of the run can be named here"
+        )

@@ -25,7 +25,17 @@ REQUIRED = (
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 # Pushed as well, and removed from the repo if the run has them no more. A star stands for no slash
 # and no leading dot.
-OPTIONAL = ("adapter/*.json", "adapter/*.safetensors", "plots/*.png", KNOWN_PICTURES)
+OPTIONAL = (
+    "adapter/*.json",
+    "adapter/*.safetensors",
+    "plots/*.png",
+    KNOWN_PICTURES,
+    "tasks/*/*.json",
+    "tasks/*/*.safetensors",
+    "tasks/*/*.md",
+    "tasks/*/*.yaml",
+    "tasks/*/plots/*.png",
+)
 
 Files = dict[str, Path | bytes]
 """Path in the repo -> the file of the run, or its bytes where the repo gets others."""
@@ -74,10 +84,11 @@ def files_to_push(run: Path, metrics: dict[str, Any], repo: str) -> Files:
     if not _rejects(run):  # `predict` makes use of that file only where the config says so
         optional = [name for name in optional if name != KNOWN_PICTURES]
     files: Files = {name: run / name for name in (*REQUIRED, *optional)}
-    recipe = load_recipe(str(run / "recipe.yaml"))
-    public = recipe.public()
-    if public != recipe:
-        files["recipe.yaml"] = public.to_yaml().encode()
+    for name in [name for name in files if Path(name).name == "recipe.yaml"]:
+        recipe = load_recipe(str(run / name))
+        public = recipe.public()
+        if public != recipe:
+            files[name] = public.to_yaml().encode()
     if metrics.get("hub_model_id") != repo:
         plots = [Path(name).stem for name in optional if name.startswith("plots/")]
         files["README.md"] = _card_for(repo, run, metrics, plots).encode()

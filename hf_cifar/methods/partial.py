@@ -85,6 +85,8 @@ class HiddenStateLearner(GradientLearner):
         recipe, arguments, start = setup.recipe, setup.arguments, time.perf_counter()
         if recipe.mixup_alpha or recipe.cutmix_alpha or recipe.image_size_schedule:
             raise CannotCache("training images are mixed or change their size")
+        if not isinstance(setup.datasets.train, ImageBatches):
+            raise CannotCache(f"`objective: {recipe.objective}` makes batches of its own")
         augmented = (
             recipe.random_resized_crop_scale
             or recipe.horizontal_flip
@@ -96,7 +98,7 @@ class HiddenStateLearner(GradientLearner):
                 "training images are augmented anew at every epoch (`feature_views` fixes their"
                 " number)"
             )
-        train = cast(ImageBatches, setup.datasets.train)
+        train = setup.datasets.train
         autocast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
         lower = FrozenLowerBlocks(
             setup.model,

@@ -45,11 +45,14 @@ def image_datasets(
     device: torch.device,
     channels_last: bool,
     views: int | None,
+    *,
+    fuse: bool = True,
 ) -> Datasets:
     """Return the datasets of a run: train, augmented unless it has one view; and, to be scored,
     clean images of train (`train`), `validation`, `test` and its mirror images (`test_flipped`).
 
-    See `Objective.datasets` for the arguments. Raises UserError for sides in `image_size_schedule`
+    See `Objective.datasets` for the arguments. fuse: whether a long run compiles what training does
+    to a batch, once for each number of images. Raises UserError for sides in `image_size_schedule`
     that the model can't take.
     """
     transforms = make_transforms(recipe, backbone)
@@ -74,7 +77,7 @@ def image_datasets(
             mirrored=mirrored,
             views=views if split is data.train else None,
             resized_inputs=resized_inputs if training else {},
-            fuse=training and _fusing_pays(recipe, device, len(split)),
+            fuse=fuse and training and _fusing_pays(recipe, device, len(split)),
         )
 
     evaluation: dict[str, BatchDataset] = {}

@@ -8,6 +8,7 @@ from hf_cifar.objectives.classification import Classification
 from hf_cifar.objectives.distillation import Distillation
 from hf_cifar.objectives.masked_autoencoder import MaskedAutoencoding
 from hf_cifar.objectives.multi_label import MultiLabel
+from hf_cifar.objectives.multi_task import MultiTask
 from hf_cifar.objectives.semi_supervised import SemiSupervised
 from hf_cifar.recipe.recipe import Recipe
 
@@ -16,6 +17,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "distillation": Distillation,
     "masked_autoencoder": MaskedAutoencoding,
     "multi_label": MultiLabel,
+    "multi_task": MultiTask,
     "semi_supervised": SemiSupervised,
 }
 

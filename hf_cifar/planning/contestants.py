@@ -73,10 +73,10 @@ def contestant_recipes(
     recipes: dict[tuple[str, str], Recipe] = {}
     for word in words:
         base = backbone_recipe(word, keys)
-        if "accuracy" not in find_objective(base).checkpoint_metrics:
+        if base.tasks or "accuracy" not in find_objective(base).checkpoint_metrics:
             raise UserError(
-                f"compare: {word}: objective {base.objective} has no accuracy to compare by; name"
-                " recipes of classification"
+                f"compare: {word}: objective {base.objective} has no accuracy of one task to"
+                " compare by; name recipes of classification"
             )
         has_attention = _has_attention(base)  # a backbone that can't be had ends the command here
         is_recipe = base.model_name_or_path != os.path.expanduser(word)

@@ -8,6 +8,7 @@ import re
 
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.recipe import Recipe
+from hf_cifar.recipe.tasks import check_tasks
 from hf_cifar.recipe.types import shown
 
 NOTHING_IN_LINEAR = (
@@ -61,6 +62,8 @@ def check_keys_together(recipe: Recipe, where: str) -> None:
     _check_groups(recipe, where)
     _check_method(recipe, where)
     _check_validation(recipe, where)
+    _check_single_label(recipe, where)
+    check_tasks(recipe, where)
     _check_augmentation(recipe, where)
 
 

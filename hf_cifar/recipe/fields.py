@@ -95,6 +95,15 @@ class DataKeys:
     label_column_name: str | None = key(
         None, "column that holds the labels; default: the one of feature type ClassLabel"
     )
+    label_map: dict[str | int, list[str | int]] | None = key(
+        None,
+        "merge classes after the cuts: {new label: [labels of the data], ...}, each label once",
+    )
+    split_column_name: str | None = key(
+        None,
+        "column whose labels the cuts for validation and test are stratified by; default:"
+        " `label_column_name`",
+    )
     validation_fraction: HeldOutShare = key(
         0.02,
         "share of the training images held out, stratified, to choose the checkpoint (2 % as in"
@@ -193,9 +202,9 @@ class ObjectiveKeys:
         "classification",
         "what the model learns: classification, distillation (from a `teacher` as well),"
         " multi_label (any number of labels a picture; the model's config says `problem_type:"
-        " multi_label_classification`), masked_autoencoder (a ViT pretrained without labels; He et"
-        " al. 2022), or semi_supervised (from unlabelled images as well, by FixMatch; Sohn et al."
-        " 2020)",
+        " multi_label_classification`), multi_task (several `tasks` at once), masked_autoencoder"
+        " (a ViT pretrained without labels; He et al. 2022), or semi_supervised (from unlabelled"
+        " images as well, by FixMatch; Sohn et al. 2020)",
     )
     teacher: str | None = key(
         None, "distillation: run folder or model whose answers to the training images are learned"
@@ -221,6 +230,19 @@ class ObjectiveKeys:
         0.75,
         "masked_autoencoder: share of an image's patches that are hidden, and are to be drawn from"
         " the others",
+    )
+    tasks: list[dict[str, Any]] | None = key(
+        None,
+        "multi_task: what the model answers at once, a mapping for each task with its `name`, which"
+        " becomes a folder's, its `weight` in the loss (default: 1), and the keys of the data block"
+        " that differ from the recipe's (dataset_name, label_column_name, label_map,"
+        " validation_fraction, train_samples_per_class, max_train_samples and others); with"
+        " `orientation: true`, the task is by how much a picture was turned",
+    )
+    task_weighting: Literal["fixed", "learned"] = key(
+        "fixed",
+        "multi_task: fixed: the tasks' weights alone; learned: also the uncertainty of each task,"
+        " which is learned along (Kendall et al. 2018)",
     )
     unlabelled_dataset: str | None = key(
         None,

@@ -73,6 +73,11 @@ class Recipe(RunKeys, MethodKeys, ObjectiveKeys, TransformKeys, DataKeys, ModelK
             if isinstance(value := values.get(name), str):
                 values[name] = public_name(value)
         copy.training["output_dir"] = f"runs/{self.output_dir.name}"
+        if self.tasks is not None:
+            copy.tasks = [
+                {k: public_name(v) if k == "dataset_name" else v for k, v in task.items()}
+                for task in self.tasks
+            ]
         return copy
 
     def launch_command(self) -> str:

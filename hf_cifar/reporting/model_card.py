@@ -17,6 +17,7 @@ from hf_cifar.reporting.card_format import FILTERS, keeps_undefined
 
 # Templates of runs that leave something else than an image classifier, by their task.
 CARDS = {"image-feature-extraction": "encoder.md.j2"}
+TASKS_CARD = "tasks.md.j2"  # of a run with several tasks
 
 
 def write_card(folder: Path) -> None:
@@ -35,6 +36,7 @@ def render_card(metrics: dict[str, Any], folder_name: str, plots: Collection[str
     folder_name: of the run. plots: names of the files in plots/, without their suffix.
     """
     name = CARDS.get(metrics.get("task", ""), "card.md.j2")
+    name = TASKS_CARD if metrics.get("tasks") else name
     text = _template(name).render(card_context(metrics, folder_name, plots))
     return re.sub(r"\n{3,}", "\n\n", text)
 

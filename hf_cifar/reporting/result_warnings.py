@@ -7,7 +7,11 @@ from typing import Any
 
 def result_warnings(metrics: dict[str, Any]) -> list[str]:
     """Return a sentence for each sign in metrics.json that a run did not learn what it could."""
-    warnings: list[str] = []
+    warnings = [
+        f"{task}: {warning}"
+        for task, scores in metrics.get("tasks", {}).items()
+        for warning in result_warnings(scores)
+    ]
     split = next((s for s in ("test", "validation") if f"{s}_accuracy_ci95" in metrics), None)
     if split is None:
         return warnings

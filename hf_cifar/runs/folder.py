@@ -211,7 +211,9 @@ class RunFolder:
         if marker is None:
             return  # `_begin` refuses what is not empty
         files = [self.path / name for name in marker["files"] if os.path.lexists(self.path / name)]
-        folders = sorted({file.parent for file in files} - {self.path}, reverse=True)
+        # Each folder below the run's comes before the one that it stands in.
+        above = {parent for file in files for parent in file.relative_to(self.path).parents}
+        folders = sorted((self.path / parent for parent in above - {Path()}), reverse=True)
         saved = self.path / CHECKPOINTS
         replaced = [file for file in files if file.is_symlink() or not file.is_file()]
         replaced += [
@@ -279,7 +281,7 @@ class RunFolder:
             names = [file.relative_to(aside).as_posix() for file in files]
             self._record(names)
             for name in sorted(names, key=lambda name: name == "metrics.json"):
-                (self.path / name).parent.mkdir(exist_ok=True)
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 (aside / name).replace(self.path / name)
             sync(self.path)
         finally:
