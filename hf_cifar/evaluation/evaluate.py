@@ -12,10 +12,16 @@ import numpy as np
 from hf_cifar.data.label_sets import split_sets
 from hf_cifar.data.load import check_classes, load_split
 from hf_cifar.errors import UserError
-from hf_cifar.evaluation.classifier import load_classifier, probabilities
+from hf_cifar.evaluation.classifier import Classifier, load_classifier, probabilities
 from hf_cifar.evaluation.label_names import map_labels
 from hf_cifar.evaluation.metrics import classification_metrics
 from hf_cifar.evaluation.multi_label_metrics import multi_label_metrics
+from hf_cifar.evaluation.operating_point import (
+    find_positive,
+    operating_point_metrics,
+    read_operating_point,
+)
+from hf_cifar.evaluation.ranking_metrics import average_precision
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.training.precision import fastest_precision
@@ -74,11 +80,42 @@ def evaluate(
         metrics = multi_label_metrics(answers, targets, label_names, prefix=split)
     else:
         metrics = classification_metrics(answers, images.labels, label_names, prefix=split)
+    metrics |= _positive_class_metrics(
+        classifier, label_names, outputs[:, columns], images.labels, split
+    )
     return metrics | {
         "samples_per_second": len(images) / seconds,
         "precision": "bf16" if bf16 else "fp32",
         "tta": tta,
     }
+
+
+def _positive_class_metrics(
+    classifier: Classifier,
+    label_names: list[str],
+    answers: np.ndarray,
+    labels: np.ndarray,
+    split: str,
+) -> dict[str, Any]:
+    """Return what a run's positive class changes: the average precision, and sensitivity and
+    specificity at the threshold that the run has chosen. Nothing for a model without such a class.
+
+    label_names: the data's, as in the columns of `answers`, float64 [n, C]. labels: int64 [n].
+    """
+    config, names = classifier.model.config, classifier.labels
+    point = read_operating_point(config, names, f"{classifier.files.name}: config.json")
+    name = point.positive_class if point else getattr(config, "positive_class", None)
+    if name is None or len(label_names) != 2:
+        return {}
+    positive = map_labels(names, label_names)[find_positive(names, name)]
+    metrics = {
+        f"{split}_{key}": value
+        for key, value in average_precision(answers, labels, positive).items()
+    }
+    if point is not None:
+        metrics |= operating_point_metrics(answers, labels, positive, point.threshold, split)
+        metrics["operating_point"] = point.to_config()
+    return metrics
 
 
 def data_recipe(model: str, dataset: str | None) -> Recipe:

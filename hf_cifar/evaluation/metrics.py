@@ -1,4 +1,5 @@
-"""How good predictions are: accuracy and its interval, top-5, macro F1, likelihood, calibration.
+"""How good predictions are: accuracy and its interval, top-5, macro F1, likelihood, calibration,
+and how well they rank (`ranking_metrics`).
 
 scikit-learn computes the figures, except the calibration error, and the `evaluate` library calls
 it. The module is made here, because `evaluate.load` would fetch a script from the Hub.
@@ -8,12 +9,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_cifar.errors import UserError
+from hf_cifar.evaluation.ranking_metrics import auroc, average_precision, balanced_accuracy
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
@@ -188,7 +190,12 @@ def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 
 def classification_metrics(
-    probabilities: np.ndarray, labels: np.ndarray, label_names: list[str], prefix: str = "test"
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    label_names: list[str],
+    prefix: str = "test",
+    *,
+    positive: int = -1,
 ) -> dict[str, Any]:
     """Return everything that a run reports about one split, as JSON types.
 
@@ -197,12 +204,14 @@ def classification_metrics(
         labels: [N] int, 0 <= label < C.
         label_names: C names, in class order.
         prefix: the Trainer's `metric_key_prefix`; keys are `{prefix}_accuracy` and so on.
+        positive: of two classes, the one whose average precision is meant; the last by default.
 
     Returns:
         `_accuracy`, `_accuracy_ci95` [low, high], `_top5_accuracy` (from six classes on),
-        `_f1_macro`, `_per_class_accuracy` {name: value} (classes without samples are absent),
-        `_nll` (nats), `_ece`, `_calibration` (15 bins), `_confusion_matrix` (rows are true
-        classes), `_samples`. Fractions, not percent.
+        `_balanced_accuracy`, `_auroc` and `_average_precision` (if each class occurs), `_f1_macro`,
+        `_per_class_accuracy` {name: value} (classes without samples are absent), `_nll` (nats),
+        `_ece`, `_calibration` (15 bins), `_confusion_matrix` (rows are true classes), `_samples`.
+        Fractions, not percent.
 
     Raises:
         UserError: no samples, outputs that are not finite, labels out of range.
@@ -211,7 +220,8 @@ def classification_metrics(
     probabilities, labels = _checked(probabilities, labels)
     if len(label_names) != probabilities.shape[1]:
         raise ValueError(f"{len(label_names)} label names for {probabilities.shape[1]} classes")
-    functions = [accuracy, top5_accuracy, f1_macro, nll, calibration, confusion]
+    functions = [accuracy, top5_accuracy, balanced_accuracy, f1_macro, nll, calibration, confusion]
+    functions += [partial(auroc, positive=positive), partial(average_precision, positive=positive)]
     values = _metric().compute(predictions=probabilities, references=labels, functions=functions)
     matrix = values["confusion_matrix"]
     values["per_class_accuracy"] = {
@@ -223,10 +233,13 @@ def classification_metrics(
     return {f"{prefix}_{name}": value for name, value in values.items()}
 
 
-def trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
+def trainer_metrics(
+    prediction: EvalPrediction, more: Sequence[MetricFunction] = ()
+) -> dict[str, float]:
     """Return accuracy, f1_macro and nll, as the Trainer's `compute_metrics`; it adds the prefix.
 
-    prediction: with logits [N, C], or a tuple that begins with them, and integer labels [N].
+    prediction: with logits [N, C], or a tuple that begins with them, and integer labels [N]. more:
+    further metrics to compute.
     Raises UserError where logits are not finite.
     """
     outputs = prediction.predictions
@@ -237,7 +250,7 @@ def trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
         exponential / exponential.sum(axis=1, keepdims=True), np.asarray(prediction.label_ids)
     )
     values = _metric().compute(
-        predictions=probabilities, references=labels, functions=[accuracy, f1_macro, nll]
+        predictions=probabilities, references=labels, functions=[accuracy, f1_macro, nll, *more]
     )
     del values["accuracy_ci95"]  # the Trainer logs single numbers
     return values

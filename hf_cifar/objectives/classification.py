@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -13,8 +14,16 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from hf_cifar.data.load import check_classes, load_data
+from hf_cifar.errors import UserError
 from hf_cifar.evaluation.calibration import apply_temperature, fit_temperature
 from hf_cifar.evaluation.metrics import classification_metrics, trainer_metrics
+from hf_cifar.evaluation.operating_point import (
+    OperatingPoint,
+    choose_threshold,
+    find_positive,
+    operating_point_metrics,
+)
+from hf_cifar.evaluation.ranking_metrics import auroc, average_precision, balanced_accuracy
 from hf_cifar.models.config import write_pixel_range
 from hf_cifar.models.load import Backbone, load_backbone
 from hf_cifar.models.structure import head
@@ -25,6 +34,7 @@ from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.reporting.check_report import check_report
 from hf_cifar.reporting.plots import write_plots
 from hf_cifar.reporting.predictions import write_predictions
+from hf_cifar.text import visible
 
 log = logging.getLogger(__name__)
 FLIP_METRICS = ("accuracy", "accuracy_ci95", "nll", "ece")
@@ -38,6 +48,9 @@ class Classification(Objective):
     checkpoint_metrics: ClassVar[Mapping[str, bool]] = {
         "accuracy": True,
         "f1_macro": True,
+        "balanced_accuracy": True,
+        "auroc": True,
+        "average_precision": True,
         "nll": False,
         "loss": False,
     }
@@ -51,10 +64,57 @@ class Classification(Objective):
         for message in (*data.messages, *check_classes(data.source, splits)):
             log.info("%s", message)
         self.label_names = data.label_names
+        self.positive = self._find_positive()
+        self.operating_point: OperatingPoint | None = None
+        self._ranking_metric = self._find_ranking_metric()
         self.smoothing = recipe.training["label_smoothing_factor"]
         self.temperature = 1.0
         self.labels: dict[str, np.ndarray] = {}
         self.probabilities: dict[str, np.ndarray] = {}
+
+    def _find_positive(self) -> int:
+        """Return the number of the positive class of a two-class task.
+
+        Raises UserError where the task has more classes and a key needs two, or where validation
+        can't choose a threshold.
+        """
+        recipe, names, validation = self.recipe, self.label_names, self.data.validation
+        for key in ("target_specificity", "positive_class"):
+            if getattr(recipe, key) is not None and len(names) != 2:
+                raise UserError(
+                    f"{key}: works only for two classes, and {self.data.source} has {len(names)};"
+                    " leave it out"
+                )
+        positive = find_positive(names, recipe.positive_class)
+        if recipe.target_specificity is not None and (
+            validation is None or len(np.unique(validation.labels)) < 2
+        ):
+            raise UserError(
+                "target_specificity: its threshold is chosen on validation, which needs images of"
+                " both classes; raise validation_fraction"
+            )
+        if len(names) == 2 and recipe.positive_class is None:
+            log.info("positive class: %s, the last one", visible(names[positive]))
+        return positive
+
+    def _find_ranking_metric(self) -> Callable[..., dict[str, Any]] | None:
+        """Return the metric that chooses the checkpoint where the Trainer's usual ones don't.
+
+        Raises UserError for one that validation has too few classes for.
+        """
+        name = self.recipe.training["metric_for_best_model"].removeprefix("eval_")
+        if name == "balanced_accuracy":
+            return balanced_accuracy
+        if name not in ("auroc", "average_precision"):
+            return None
+        validation = self.data.validation
+        if validation is not None and len(np.unique(validation.labels)) < len(self.label_names):
+            raise UserError(
+                f"metric_for_best_model: {name} needs images of every class in validation, which"
+                f" has {len(np.unique(validation.labels))} of {len(self.label_names)}; raise"
+                " validation_fraction, or choose another metric"
+            )
+        return partial(auroc if name == "auroc" else average_precision, positive=self.positive)
 
     def load_backbone(self) -> Backbone:
         backbone = load_backbone(self.recipe, self.label_names)
@@ -103,7 +163,8 @@ class Classification(Objective):
         return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return trainer_metrics(prediction)
+        more = [] if self._ranking_metric is None else [self._ranking_metric]
+        return trainer_metrics(prediction, more)
 
     def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         probabilities = {
@@ -125,13 +186,34 @@ class Classification(Objective):
         if "validation_accuracy" in metrics:
             gap = metrics["train_accuracy"] - metrics["validation_accuracy"]
             metrics["train_validation_gap"] = gap
+        if self.recipe.target_specificity is not None:
+            metrics |= self._choose_operating_point(probabilities)
         self.probabilities = probabilities
+        return metrics
+
+    def _choose_operating_point(self, probabilities: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Choose the threshold on validation; return it, and what it gives there and on test."""
+        target, positive = self.recipe.target_specificity, self.positive
+        assert target is not None
+        scores = probabilities["validation"][:, positive]
+        threshold = choose_threshold(scores, self.labels["validation"] == positive, target)
+        self.operating_point = OperatingPoint(self.label_names[positive], threshold, target)
+        metrics: dict[str, Any] = {"operating_point": self.operating_point.to_config()}
+        for name in ("validation", "test"):
+            if name in probabilities:
+                metrics |= operating_point_metrics(
+                    probabilities[name], self.labels[name], positive, threshold, name
+                )
         return metrics
 
     def _metrics(self, probabilities: np.ndarray, name: str, prefix: str = "") -> dict[str, Any]:
         labels = self.labels[name]
         return classification_metrics(
-            probabilities, labels, self.label_names, prefix=prefix or name
+            probabilities,
+            labels,
+            self.label_names,
+            prefix=prefix or name,
+            positive=self.positive,
         )
 
     def _calibrate(self, probabilities: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -150,7 +232,13 @@ class Classification(Objective):
 
     @torch.no_grad()
     def finish_model(self, model: Any) -> Any:
-        """Divide the head by the temperature, so that the saved model answers calibrated."""
+        """Divide the head by the temperature, so that the saved model answers calibrated, and write
+        into its config which class is positive, and from which probability on.
+        """
+        if self.recipe.positive_class is not None:
+            model.config.positive_class = self.recipe.positive_class
+        if self.operating_point is not None:
+            model.config.operating_point = self.operating_point.to_config()
         _, linear = head(model)
         for parameter in linear.parameters():
             parameter.div_(self.temperature)

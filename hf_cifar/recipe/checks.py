@@ -20,6 +20,8 @@ NOTHING_IN_LINEAR = (
     "muon",
     "monitor_features",
 )
+SINGLE_LABEL = ("classification", "distillation", "semi_supervised")  # objectives
+NEED_SINGLE_LABEL = {"positive_class": None, "target_specificity": None}  # keys, their defaults
 
 
 def check_keys_together(recipe: Recipe, where: str) -> None:
@@ -89,6 +91,17 @@ def _check_groups(recipe: Recipe, where: str) -> None:
         )
 
 
+def _check_single_label(recipe: Recipe, where: str) -> None:
+    """Refuse keys about the classes where an objective doesn't give each image one of them."""
+    if recipe.objective not in SINGLE_LABEL:
+        for name, default in NEED_SINGLE_LABEL.items():
+            if getattr(recipe, name) != default:
+                raise UserError(
+                    f"{where}: {name}: does nothing with `objective: {recipe.objective}`; leave it"
+                    " out"
+                )
+
+
 def _check_method(recipe: Recipe, where: str) -> None:
     """Refuse keys about the weights that train which have no effect with the recipe's method."""
     freeze, unfreeze = recipe.freeze_groups or [], recipe.unfreeze_groups or []
@@ -139,6 +152,11 @@ def _check_validation(recipe: Recipe, where: str) -> None:
     if recipe.temperature_scaling and no_validation:
         raise UserError(
             f"{where}: temperature_scaling: is fitted on validation; raise validation_fraction"
+        )
+    if recipe.target_specificity is not None and no_validation:
+        raise UserError(
+            f"{where}: target_specificity: its threshold is chosen on validation; raise"
+            " validation_fraction"
         )
     if recipe.monitor_features and (no_validation or training["eval_strategy"] == "no"):
         raise UserError(

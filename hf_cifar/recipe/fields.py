@@ -358,6 +358,17 @@ class RunKeys:
         "calibrate the probabilities: fit one temperature on validation (Guo et al. 2017) and fold"
         " it into the saved classifier",
     )
+    positive_class: str | None = key(
+        None,
+        "two classes: label of the positive one, for average precision and `target_specificity`;"
+        " default: the last class",
+    )
+    target_specificity: Annotated[float, Gt(0), Lt(1)] | None = key(
+        None,
+        "two classes: choose on validation the threshold for the positive class that keeps this"
+        " specificity (0.95, say), keep it in the run, and report sensitivity and specificity on"
+        " test at it; null: none",
+    )
     tta: Literal["none", "flip"] = key(
         "none",
         "flip: also report test scores averaged over each image and its mirror image",

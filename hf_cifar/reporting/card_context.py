@@ -114,12 +114,15 @@ def _results_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
             rows.append([title, *(form(metrics[n]) if n in metrics else "–" for n in names)])
 
     add("Accuracy", "accuracy", percent)
-    add(
-        "95 % interval (Wilson)",
-        "accuracy_ci95",
-        lambda ends: f"{percent(ends[0])} to {percent(ends[1])}",
-    )
+    add("95 % interval (Wilson)", "accuracy_ci95", _interval)
     add("Top-5 accuracy", "top5_accuracy", percent)
+    if any(_is_unbalanced(metrics, split) for split in splits):
+        add("Balanced accuracy", "balanced_accuracy", percent)
+    add("AUROC", "auroc", lambda value: f"{value:.4f}")
+    add("Average precision", "average_precision", lambda value: f"{value:.4f}")
+    for name in ("sensitivity", "specificity"):
+        add(name.capitalize(), name, percent)
+        add(f"95 % interval of the {name}", f"{name}_ci95", _interval)
     add("Mean average precision", "map", lambda value: f"{value:.4f}")
     add("AUROC (macro)", "auroc_macro", lambda value: f"{value:.4f}")
     add("Micro F1", "f1_micro", lambda value: f"{value:.4f}")
@@ -128,6 +131,16 @@ def _results_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
     add("Expected calibration error (15 bins)", "ece", percent)
     add("Images", "samples", count)
     return {"splits": splits, "rows": rows} if splits else None
+
+
+def _interval(ends: list[float]) -> str:
+    return f"{percent(ends[0])} to {percent(ends[1])}"
+
+
+def _is_unbalanced(metrics: dict[str, Any], split: str) -> bool:
+    """Return whether the balanced accuracy on a split says something that the accuracy doesn't."""
+    names = f"{split}_balanced_accuracy", f"{split}_accuracy"
+    return names[0] in metrics and percent(metrics[names[0]]) != percent(metrics[names[1]])
 
 
 def _classes(metrics: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hf_cifar.cli.options import keys_help, parse_overrides
 from hf_cifar.errors import UserError
-from hf_cifar.recipe.checks import NOTHING_IN_LINEAR
+from hf_cifar.recipe.checks import NEED_SINGLE_LABEL, NOTHING_IN_LINEAR, SINGLE_LABEL
 from hf_cifar.recipe.fields import (
     BLOCKS,
     PATHS,
@@ -428,6 +428,9 @@ def recipes(draw):
         values["objective"] = "distillation"
     if values.get("group_pattern") is not None:
         values |= {"group_pattern": r"(patient\d+)_", "group_column_name": None}
+    if values.get("objective", "classification") not in SINGLE_LABEL:
+        for name in NEED_SINGLE_LABEL:
+            values.pop(name, None)
     if isinstance(values.get("deep_pixels"), list):
         values["deep_pixels"] = [0.5, 99.5]
     views = {
@@ -477,7 +480,12 @@ def recipes(draw):
     ):
         values["num_train_epochs"] = 3.0
     values |= {k: draw(v) for k, v in more.items() if draw(st.booleans())}
-    watching = ("temperature_scaling", "early_stopping_patience", "monitor_features")
+    watching = (
+        "target_specificity",
+        "temperature_scaling",
+        "early_stopping_patience",
+        "monitor_features",
+    )
     if any(values.get(name) for name in watching):
         values |= {"validation_fraction": 0.1, "eval_strategy": "epoch", "save_strategy": "epoch"}
     return values

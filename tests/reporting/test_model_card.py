@@ -79,7 +79,8 @@ def test_every_number_of_the_results_table_is_in_metrics(run):
     table = (run / "README.md").read_text().split("## Results\n\n")[1].split("\n\n")[0].splitlines()
     header, rows = table[0], table[2:]
     assert header == "| | Test | Validation |"
-    keys = ["accuracy", "accuracy_ci95", "top5_accuracy", "f1_macro", "nll", "ece", "samples"]
+    keys = ["accuracy", "accuracy_ci95", "top5_accuracy", "balanced_accuracy", "auroc"]
+    keys += ["average_precision", "f1_macro", "nll", "ece", "samples"]
     for row, key in zip(rows, keys, strict=True):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         for split, cell in zip(("test", "validation"), cells[1:], strict=True):
