@@ -299,7 +299,7 @@ class SemiSupervisedBatches:
         return inputs | {"pixel_values": pixels}
 
 
-@functools.lru_cache(maxsize=4)  # a batch may end one permutation and begin the next
+@functools.lru_cache(maxsize=64)  # an epoch of the labelled images may go through several
 def permutation(n: int, seed: int, number: int) -> np.ndarray:
     """Return int64 [n], the permutation with this number."""
     key = np.random.SeedSequence(seed, spawn_key=(ORDER, number))
