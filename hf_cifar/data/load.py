@@ -164,7 +164,11 @@ class _Loader:
             recipe.dataset_name,
             recipe.dataset_revision,
             recipe.dataset_config_name,
-            Columns(recipe.image_column_name, recipe.split_column_name or recipe.label_column_name),
+            Columns(
+                recipe.image_column_name,
+                recipe.split_column_name or recipe.label_column_name,
+                several_labels=recipe.objective == "multi_label",
+            ),
             needs_labels=needs_labels,
         )
         self.messages = list(self.source.messages)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
 
@@ -11,8 +11,8 @@ from hf_cifar.errors import UserError
 from hf_cifar.models.model_files import ModelFiles
 from hf_cifar.recipe.fields import ModelKeys
 
-
-MULTI_LABEL = "multi_label_classification"  # the `problem_type` of any number of labels a picture
+# The `problem_type` of any number of labels a picture.
+MULTI_LABEL: Final = "multi_label_classification"
 
 
 def load_config(files: ModelFiles, **changes: Any) -> Any:

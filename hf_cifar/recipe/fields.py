@@ -93,7 +93,10 @@ class DataKeys:
         None, "column that holds the images; default: the one of feature type Image"
     )
     label_column_name: str | None = key(
-        None, "column that holds the labels; default: the one of feature type ClassLabel"
+        None,
+        "column that holds the labels; default: the one of feature type ClassLabel. For multi_label"
+        " its rows are lists of labels or texts such as `cat|dog` (`|` alone: none), or name several"
+        " columns of 0 and 1, with commas between them",
     )
     label_map: dict[str | int, list[str | int]] | None = key(
         None,
@@ -219,6 +222,16 @@ class ObjectiveKeys:
         "plain",
         "distillation: what the teacher answers to: each image as it is, in one pass, or the"
         " augmented view of each epoch, in as many passes, which are cached",
+    )
+    class_weights: Literal["none", "balanced"] = key(
+        "none",
+        "balanced: the loss of an image counts n / (C * n_c), where n_c of the n training images"
+        " are of its class, so that each of the C classes counts alike",
+    )
+    sampler: Literal["shuffled", "balanced"] = key(
+        "shuffled",
+        "order of the training images: each once in an epoch, or as many of each class, with small"
+        " classes' images drawn repeatedly, in different views (balanced)",
     )
     consistency_weight: NotNegative = key(
         0.0,

@@ -13,7 +13,7 @@ import numpy as np
 
 from hf_cifar.data.decode import MAX_PICTURE_BYTES, reason
 from hf_cifar.data.regular_files import inside, read_regular_file
-from hf_cifar.data.sources.columns import label_array
+from hf_cifar.data.sources.columns import joined_lists, label_array
 from hf_cifar.errors import UserError
 from hf_cifar.files import FULL_DISK
 
@@ -23,7 +23,7 @@ class ArrowImages:
     """Rows of Arrow stream files, memory-mapped; each process that asks for a row maps them anew.
 
     roots: folders in which files that rows name must lie; relative paths start from the first.
-    where: the data set and split, for messages.
+    where: the data set and split, for messages. items: see `ChosenColumns`.
     """
 
     files: list[Path]
@@ -32,6 +32,7 @@ class ArrowImages:
     label_names: list[str]
     roots: tuple[Path, ...]
     where: str
+    items: list[str] | None = None
 
     @cached_property
     def table(self) -> Any:
@@ -51,7 +52,12 @@ class ArrowImages:
     @cached_property
     def labels(self) -> np.ndarray:
         """int64 [N]. Raises UserError for a row without a label."""
-        return label_array(self.table.column(self.label_column), self.label_names, self.where)
+        return label_array(self.label_values, self.label_names, self.where)
+
+    @property
+    def label_values(self) -> Any:
+        """The label column; lists of labels as texts such as `cat|dog`. Raises UserError."""
+        return joined_lists(self.table.column(self.label_column), self.items, self.where)
 
     def encoded(self, row: int) -> bytes:
         """Return the content of the picture's file. Raises OSError where there is none."""

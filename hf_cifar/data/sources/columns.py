@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_cifar.data.label_sets import join_labels
 from hf_cifar.errors import UserError
 
 MAX_CLASSES = 65_536
@@ -18,10 +19,27 @@ LABEL_COLUMNS = ("label", "labels")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that the recipe names; None: found by type."""
+    """The columns that the recipe names; None: found by type.
+
+    several_labels: whether a row may hold a list of labels.
+    """
 
     image: str | None = None
     label: str | None = None
+    several_labels: bool = field(default=False, repr=False)  # the pictures stay the same
+
+
+class ChosenColumns(NamedTuple):
+    """The columns of a table.
+
+    names: the classes; None: the values say them. items: what the numbers in lists of labels stand
+    for; None: the values are the labels.
+    """
+
+    image: str
+    label: str
+    names: list[str] | None
+    items: list[str] | None = None
 
 
 def features_of(schema: Any) -> dict[str, Any]:
@@ -37,8 +55,8 @@ def features_of(schema: Any) -> dict[str, Any]:
 
 def choose_columns(
     schema: Any, features: dict[str, Any], wanted: Columns, name: str
-) -> tuple[str, str, list[str] | None]:
-    """Return the image column, the label column and its class names (None: its values say them).
+) -> ChosenColumns:
+    """Return the image column, the label column and its class names.
 
     A column is chosen by its feature type (`datasets.Image`, `ClassLabel`); in files that
     `datasets` did not write, by its Arrow type. Of several, the one with a usual name is meant;
@@ -70,6 +88,11 @@ def choose_columns(
         column = candidates[0] if asked is None else asked
         if not fits(types[column]):
             expected = "pictures" if fits is _is_image else "one integer or text in each row"
+            if _is_list(types[column]) and fits is not _is_image:
+                raise UserError(
+                    f"{name}: {key} is {column}, which holds a list of labels in each row; set"
+                    " `objective: multi_label`, or name a column with one label"
+                )
             raise UserError(
                 f"{name}: {key} is {column}, which is of another type than {expected}; the columns"
                 f" are {listed}"
@@ -83,17 +106,23 @@ def choose_columns(
     image = choose(
         "image_column_name", wanted.image, of("Image", _is_image), IMAGE_COLUMNS, _is_image
     )
+
+    def is_label(type_: Any) -> bool:
+        return _is_number(type_) or is_text(type_) or (wanted.several_labels and _is_list(type_))
+
     labels = of("ClassLabel", _is_number) or of("ClassLabel", is_text)
-    label = choose(
-        "label_column_name",
-        wanted.label,
-        labels,
-        LABEL_COLUMNS,
-        lambda type_: _is_number(type_) or is_text(type_),
-    )
+    lists = [column for column, type_ in types.items() if _is_list(type_)]
+    if wanted.several_labels or not labels:
+        labels = lists or labels
+    label = choose("label_column_name", wanted.label, labels, LABEL_COLUMNS, is_label)
+    where, feature = f"{name}: column {label}", features.get(label) or {}
+    if _is_list(types[label]):
+        item = feature.get("feature") or {}
+        items = item.get("names") if isinstance(item, dict) else None
+        return ChosenColumns(image, label, None, _declared_names(items, where))
     if kinds.get(label) != "ClassLabel":
-        return image, label, None
-    return image, label, _declared_names(features[label].get("names"), f"{name}: column {label}")
+        return ChosenColumns(image, label, None)
+    return ChosenColumns(image, label, _declared_names(feature.get("names"), where))
 
 
 def _declared_names(names: Any, where: str) -> list[str] | None:
@@ -126,6 +155,40 @@ def _is_number(type_: Any) -> bool:
     import pyarrow.types as types
 
     return types.is_integer(type_) or types.is_boolean(type_)
+
+
+def _is_list(type_: Any) -> bool:
+    import pyarrow.types as types
+
+    lists = types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_)
+    return lists and (_is_number(type_.value_type) or is_text(type_.value_type))
+
+
+def joined_lists(column: Any, items: list[str] | None, where: str) -> Any:
+    """Return a column of lists of labels as texts such as `cat|dog`; another column as it is.
+
+    items: names of the labels that the lists hold as numbers; None: they hold the labels. where:
+    the data set and split, for messages. Raises UserError for a row without a list, and a label
+    that is no text, no whole number or out of range.
+    """
+    import pyarrow as pa
+
+    if not _is_list(column.type):
+        return column
+    texts = []
+    for row, labels in enumerate(column.to_pylist()):
+        place = f"{where}: row {row}"
+        if labels is None:
+            raise UserError(f"{place} has no list of labels; give it one, which may be empty")
+        if items is not None:
+            if wrong := [label for label in labels if label is None or not 0 <= label < len(items)]:
+                raise UserError(
+                    f"{place} has label {wrong[0]}, outside 0..{len(items) - 1}; correct the labels"
+                    " or the label names"
+                )
+            labels = [items[label] for label in labels]
+        texts.append(join_labels(labels, place))
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def is_text(type_: Any) -> bool:

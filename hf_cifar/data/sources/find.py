@@ -65,7 +65,7 @@ def _find_folder(path: Path, config: str | None, columns: Columns, needs_labels:
         return saved.find_folder(path, name, columns)
     if any(file.name != "metadata.parquet" for file in path.rglob("*.parquet")):
         return parquet.find(path, name, config, columns)
-    if source := picture_lists.find(path, name, columns.label):
+    if source := picture_lists.find(path, name, columns.label, columns.several_labels):
         return source
     unlabelled = None if needs_labels else folders.find_unlabelled(path, name)
     return unlabelled or folders.find(path, name)

@@ -14,10 +14,12 @@ from hf_cifar.data.decode import MAX_PICTURE_BYTES
 from hf_cifar.data.sources.arrow_images import ArrowImages, readable
 from hf_cifar.data.sources.base import SPLITS, Source, file_state, read_card
 from hf_cifar.data.sources.columns import (
+    ChosenColumns,
     Columns,
     choose_columns,
     class_names,
     features_of,
+    joined_lists,
     picture_paths,
 )
 from hf_cifar.errors import UserError
@@ -60,7 +62,7 @@ def find(root: Path, name: str, config: str | None, wanted: Columns) -> Source:
             raise UserError(f"{name}: {path.name} is not a regular file; remove it")
     license, card_features = read_card(root)
 
-    def columns_of(split: str) -> tuple[str, str, list[str] | None]:
+    def columns_of(split: str) -> ChosenColumns:
         import pyarrow.parquet as pq
 
         with readable(splits[split][0]):
@@ -69,14 +71,18 @@ def find(root: Path, name: str, config: str | None, wanted: Columns) -> Source:
             return choose_columns(schema, features, wanted, name)
 
     def open_split(split: str, folder: Path) -> ArrowImages:
-        image, label, names = columns_of(split)
+        image, label, names, items = columns_of(split)
         if names is None:
             every_file = [path for paths in splits.values() for path in paths]
-            names = class_names(_column(path, label, every_file[0]) for path in every_file)
+            names = class_names(
+                joined_lists(_column(path, label, every_file[0]), items, f"{name}: {path.name}")
+                for path in every_file
+            )
         copy = folder / "encoded.arrow"
         if not copy.exists():
             _to_arrow(splits[split], [image, label], copy)
-        return ArrowImages([copy], image, label, names, (root,), f"{name}, split {split}")
+        where = f"{name}, split {split}"
+        return ArrowImages([copy], image, label, names, (root,), where, items)
 
     def column(split: str, key: str) -> list[Any]:
         paths = splits[split]
@@ -87,7 +93,7 @@ def find(root: Path, name: str, config: str | None, wanted: Columns) -> Source:
         return [value for path in paths for value in _column(path, key, paths[0]).to_pylist()]
 
     def pictures(split: str) -> list[str | None]:
-        image, _, _ = columns_of(split)
+        image = columns_of(split).image
         return [value for path in splits[split] for value in _picture_paths(path, image)]
 
     state = {split: [file_state(path) for path in paths] for split, paths in splits.items()}

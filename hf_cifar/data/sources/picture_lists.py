@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hf_cifar.data.decode import reason
+from hf_cifar.data.label_sets import join_labels
 from hf_cifar.data.regular_files import read_regular_file
 from hf_cifar.data.sources.arrow_images import readable
 from hf_cifar.data.sources.base import SPLITS, Source, file_state, read_card
@@ -44,14 +45,17 @@ class _Entry:
     row: dict[str, Any]
 
 
-def find(root: Path, name: str, label_column: str | None) -> Source | None:
+def find(
+    root: Path, name: str, label_column: str | None, several_labels: bool = False
+) -> Source | None:
     """Return the data set whose pictures are listed in tables, or None if there is no such table.
 
     A table in `root` lists all pictures, and the folder of a picture says its split; otherwise each
     split's folder has a table of its own. A table that names no picture of the folder is passed
     over if there are class folders. Rows of a labels.csv without a label are left out.
-    label_column: None for the usual names, or the only column beside the files. Raises UserError
-    for a table with something wrong.
+    label_column: None for the usual names, or the only column beside the files. several_labels:
+    whether a row may hold a list of labels, or `label_column` name one column of 0 and 1 for each
+    label, with commas between them. Raises UserError for a table with something wrong.
     """
     folders = {"train": ""} if _table(root, "") else split_folders(root, name)
     tables = {split: _table(root, folder) for split, folder in folders.items()}
@@ -65,7 +69,7 @@ def find(root: Path, name: str, label_column: str | None) -> Source | None:
                 f"{name}: folder {folders[split]} has no {Path(present[0]).name}, which the other"
                 " splits have; add it"
             )
-        rows = _entries(root, table, label_column, f"{name}: {table}")
+        rows = _entries(root, table, label_column, several_labels, f"{name}: {table}")
         if rows is None:
             return None
         for entry in rows:
@@ -134,7 +138,9 @@ def _has_classes(root: Path, folder: str) -> bool:
     return folder not in folders and len(folders) > 1
 
 
-def _entries(root: Path, table: str, label_column: str | None, where: str) -> list[_Entry] | None:
+def _entries(
+    root: Path, table: str, label_column: str | None, several_labels: bool, where: str
+) -> list[_Entry] | None:
     """Return the rows of a table, or None if it lists no pictures. Raises UserError."""
     header, rows = read_table(root / table, where)
     columns = visible(", ".join(map(str, header)), 200)
@@ -155,11 +161,16 @@ def _entries(root: Path, table: str, label_column: str | None, where: str) -> li
             f" {columns}"
         )
     label = label_column or (usual or others)[0]
-    if label not in others:
-        raise UserError(f"{where}: label_column_name is {label}, but the columns are {columns}")
+    marks = [label]  # columns of 0 and 1
+    if several_labels and label not in others:
+        marks = [column.strip() for column in label.split(",")]
+    for column in marks:
+        if column not in others:
+            raise UserError(f"{where}: label_column_name is {label}, but the columns are {columns}")
+    fillable = os.path.basename(table) == LABELS_FILE
     entries, seen = [], dict[str, int]()
     for line, row in rows:
-        file, value = row.get(file_column), row.get(label)
+        file = row.get(file_column)
         if not isinstance(file, str) or not file:
             raise UserError(f"{where}, line {line}: {file_column} is empty; name a picture")
         path, file = os.path.normpath(os.path.join(folder, file)), visible(file, 80)
@@ -173,17 +184,46 @@ def _entries(root: Path, table: str, label_column: str | None, where: str) -> li
             raise UserError(
                 f"{where}, line {line}: {file} stands in line {seen[path]} already; keep one"
             )
-        if os.path.basename(table) == LABELS_FILE and not str(value or "").strip():
-            value = None
-        elif isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            raise UserError(
-                f"{where}, line {line}: {label} must be one text or integer, got {_shown(value)}"
-            )
+        value = _label(row, marks, several_labels, fillable, f"{where}, line {line}")
         seen[path] = line
         entries.append(_Entry(path, value, line, row))
     if not entries:
         raise UserError(f"{where} has no rows; list the pictures")
     return entries
+
+
+def _label(
+    row: dict[str, Any], columns: list[str], several_labels: bool, fillable: bool, where: str
+) -> str | int | None:
+    """Return the label of a row, or None where a person has yet to fill it in. Raises UserError.
+
+    columns: the one that holds the label, or one of 0 and 1 for each label. several_labels: whether
+    it may be a list. fillable: whether it may be empty. where: the line, for messages.
+    """
+    value = row.get(columns[0])
+    if len(columns) > 1:
+        return join_labels([name for name in columns if _is_marked(row, name, where)], where)
+    if several_labels and isinstance(value, list):
+        return join_labels(value, where)
+    if fillable and not str(value or "").strip():
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        remedy = "; set `objective: multi_label` for several" if isinstance(value, list) else ""
+        raise UserError(
+            f"{where}: {columns[0]} must be one text or integer, got {_shown(value)}{remedy}"
+        )
+    return value
+
+
+def _is_marked(row: dict[str, Any], column: str, where: str) -> bool:
+    """Return whether a column says that the picture has its label. Raises UserError."""
+    mark = str(row.get(column)).strip().lower()
+    if mark not in ("0", "1", "false", "true"):
+        raise UserError(
+            f"{where}: {column} must be 0 or 1, since label_column_name lists it among others, got"
+            f" {visible(mark, 40)}"
+        )
+    return mark in ("1", "true")
 
 
 def _shown(value: Any) -> str:

@@ -110,15 +110,15 @@ def _source(
         with readable(paths[0]):
             schema = pa.ipc.open_stream(pa.memory_map(str(paths[0]))).schema
             columns = choose_columns(schema, features or features_of(schema), wanted, name)
-        image, label, names = columns
+        image, label, names, items = columns
 
         def images(names: list[str], split: str) -> ArrowImages:
             roots = (files[split][0].parent, *caches)
             where = f"{name}, split {split}"
-            return ArrowImages(files[split], image, label, names, roots, where)
+            return ArrowImages(files[split], image, label, names, roots, where, items)
 
         if names is None:
-            names = class_names(images([], other).table.column(label) for other in files)
+            names = class_names(images([], other).label_values for other in files)
         return images(names, split)
 
     def column(split: str, key: str) -> list[Any]:

@@ -252,15 +252,20 @@ def test_labels_beyond_all_classes(tmp_path, labels, names):
     assert "label" in message and str(labels[1].as_py()) in message
 
 
-def test_lists_of_labels_are_no_labels(tmp_path):
-    labels = pa.array([[0], [1, 2], []])
+def test_lists_of_labels_need_their_objective(tmp_path):
+    labels, need = (
+        pa.array([[0], [1, 2], []]),
+        "a list of labels in each row; set `objective: multi",
+    )
     folder = write(tmp_path / "a", labels)
+    assert need in one_line(folder) and need in one_line(folder, label_column_name="label")
+    features = {"img": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
+    folder = write(tmp_path / "b", labels, features=features)
+    assert need in one_line(folder)
+    folder = write(tmp_path / "c", pa.array([[0.5], [1.5, 2.5], []]))
     assert "set label_column_name, since 0 columns could be meant" in one_line(folder)
     message = one_line(folder, label_column_name="label")
     assert "which is of another type than one integer or text in each row" in message
-    features = {"img": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
-    folder = write(tmp_path / "b", labels, features=features)
-    assert "label_column_name is label, which is of another type" in one_line(folder)
 
 
 def test_a_column_that_only_claims_to_hold_pictures(tmp_path):
