@@ -27,6 +27,8 @@ TITLES = ("Model", "Data", "Transforms", "Objective", "Method", "Run", "Training
 TRAIN_IMAGES = {
     "uoft-cs/cifar10": 50_000,
     "sample": 2_000,
+    "elpv": 1_968,
+    "fashion-mnist": 60_000,
     "pictures": 1_000,
 }  # the last by your_images' own example
 
