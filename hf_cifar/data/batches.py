@@ -21,6 +21,9 @@ from hf_cifar.data.image_store import ImageStore
 from hf_cifar.data.splits import Split
 
 log = logging.getLogger(__name__)
+# An image that is drawn again in an epoch is augmented as in another one: the k-th time as in epoch
+# + k * AGAIN. No run has so many epochs, and a prime number goes through any number of views.
+AGAIN = 1_000_003
 RESIDENT_SHARE = 0.05  # most of the device's memory that an image table may take
 
 
@@ -101,7 +104,9 @@ class ImageBatches(torch.utils.data.Dataset):
         """
         transforms = self.transforms
         epoch, index = np.divmod(np.asarray(tickets, dtype=np.int64), len(self))
-        size = transforms.size_at(int(epoch[0])) if self.training else transforms.image_size
+        size = transforms.image_size
+        if self.training:
+            size = transforms.size_at(int(epoch[0]) % AGAIN)
         epoch = epoch % self.views if self.views else epoch
         batch: dict[str, Any] = {"labels": torch.from_numpy(self.split.labels[index])}
         if self.training and transforms.schedule:
@@ -215,6 +220,46 @@ class TicketSampler(torch.utils.data.Sampler[int]):
         epoch = self.epoch()
         order = np.random.Generator(np.random.Philox([self.seed, epoch])).permutation(self.n)
         return iter((epoch * self.n + order[: self.count]).tolist())
+
+
+class BalancedSampler(TicketSampler):
+    """As many images of each class in each pass, to within one, drawn from (seed, epoch), as
+    tickets. A pass is as long as that of a `TicketSampler`.
+
+    Each class goes through permutations of its images, one after the other and from pass to pass,
+    so that all of them are drawn equally often. See AGAIN for those that a pass holds repeatedly.
+
+    labels: int64 [n] of the images.
+    """
+
+    def __init__(
+        self, labels: np.ndarray, seed: int, epoch: Callable[[], int], update: int = 1
+    ) -> None:
+        super().__init__(len(labels), seed, epoch, update)
+        self.classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, classes = self.epoch(), len(self.classes)
+        share = -(-self.count // classes)
+        tickets = np.stack([self._draw(number, epoch, share) for number in range(classes)])
+        random = np.random.Generator(np.random.Philox([self.seed, epoch]))
+        last_is_too_many = random.permutation(classes)[: classes * share - self.count]
+        drawn = np.ones(tickets.shape, bool)
+        drawn[last_is_too_many, -1] = False
+        return iter(random.permutation(tickets[drawn]).tolist())
+
+    def _draw(self, number: int, epoch: int, share: int) -> np.ndarray:
+        """Return the tickets of one class in an epoch, int64 [share]."""
+        images = self.classes[number]
+        first = epoch * share // len(images)  # permutation that the epoch begins in
+        last = ((epoch + 1) * share - 1) // len(images)
+        orders = [
+            (epoch + (turn - first) * AGAIN) * self.n
+            + np.random.Generator(np.random.Philox([self.seed, number, turn])).permutation(images)
+            for turn in range(first, last + 1)
+        ]
+        start = epoch * share - first * len(images)
+        return np.concatenate(orders)[start : start + share]
 
 
 def resident_pixels(

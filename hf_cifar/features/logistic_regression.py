@@ -54,6 +54,7 @@ def fit_logistic_regression(
     *,
     seed: int,
     strengths: Sequence[float] = STRENGTHS,
+    class_weights: torch.Tensor | None = None,
 ) -> LogisticRegression:
     """Fit a classifier on features, with the strength of its penalty chosen by cross-validation.
 
@@ -63,12 +64,14 @@ def fit_logistic_regression(
 
     features: float [views, n, D] on the device to compute on; all views of an image are in the same
     fold. labels: int64 [n] there. seed: of the folds. strengths: from strong to weak.
+    class_weights: float32 [C] there, of each class in the losses and in the likelihood that chooses
+    the strength; None: every image counts alike.
     """
-    scores = _cross_validate(features, labels, classes, seed, strengths)
+    scores = _cross_validate(features, labels, classes, seed, strengths, class_weights)
     best = strengths[len(strengths) // 2]  # where nothing can be held out
     if scores:
         best = min(scores, key=lambda score: score["nll"])["strength"]
-    path = _WarmStartedFit(features, labels, classes, TOLERANCE)
+    path = _WarmStartedFit(features, labels, classes, TOLERANCE, class_weights)
     for strength in strengths[: list(strengths).index(best) + 1]:
         path.fit(strength)
     weight, bias = path.classifier()
@@ -91,6 +94,7 @@ def _cross_validate(
     classes: int,
     seed: int,
     strengths: Sequence[float],
+    class_weights: torch.Tensor | None,
 ) -> list[dict[str, float]]:
     """Return {"strength", "nll", "accuracy"} on held-out images for the strengths up to the best
     one and PATIENCE further; none where a class has a single image.
@@ -107,10 +111,13 @@ def _cross_validate(
         for train, test in splits
     ]
     fits = [
-        _WarmStartedFit(features[:, train], labels[train], classes, FOLD_TOLERANCE)
+        _WarmStartedFit(features[:, train], labels[train], classes, FOLD_TOLERANCE, class_weights)
         for train, _ in pairs
     ]
     held_out = sum(len(test) for _, test in pairs)
+    weight_held_out: float = held_out
+    if class_weights is not None:
+        weight_held_out = sum(float(class_weights[labels[test]].sum()) for _, test in pairs)
     scores: list[dict[str, float]] = []
     for strength in strengths:
         loss, correct = 0.0, 0
@@ -118,10 +125,12 @@ def _cross_validate(
             fit.fit(strength)
             weight, bias = fit.classifier()
             logits = torch.addmm(bias, features[0, test].float(), weight.T)
-            loss += float(F.cross_entropy(logits, labels[test], reduction="sum"))
+            loss += float(
+                F.cross_entropy(logits, labels[test], weight=class_weights, reduction="sum")
+            )
             correct += int((logits.argmax(1) == labels[test]).sum())
         scores.append(
-            {"strength": strength, "nll": loss / held_out, "accuracy": correct / held_out}
+            {"strength": strength, "nll": loss / weight_held_out, "accuracy": correct / held_out}
         )
         losses = [score["nll"] for score in scores]
         if len(losses) - 1 - losses.index(min(losses)) >= PATIENCE:
@@ -132,12 +141,19 @@ def _cross_validate(
 class _WarmStartedFit:
     """Fits of falling strength on the same images; each starts from the solution before it.
 
-    features: float [views, n, D]. labels: int64 [n]. tolerance: see TOLERANCE.
+    features: float [views, n, D]. labels: int64 [n]. tolerance: see TOLERANCE. class_weights: see
+    `fit_logistic_regression`.
     """
 
     def __init__(
-        self, features: torch.Tensor, labels: torch.Tensor, classes: int, tolerance: float
+        self,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        classes: int,
+        tolerance: float,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
+        self.class_weights = class_weights
         self.labels, self.tolerance = labels.repeat(len(features)), tolerance
         features = features.flatten(0, 1)
         self.mean = features.mean(0, dtype=torch.float64).float()
@@ -165,7 +181,8 @@ class _WarmStartedFit:
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            loss = F.cross_entropy(torch.addmm(bias, self.inputs, weight.T), self.labels)
+            logits = torch.addmm(bias, self.inputs, weight.T)
+            loss = F.cross_entropy(logits, self.labels, weight=self.class_weights)
             loss = loss + strength / 2 * weight.square().sum()
             loss.backward()
             return loss

@@ -66,6 +66,7 @@ class GradientLearner:
             keep_checkpoints=recipe.training["save_total_limit"],
             drop_last=recipe.training["dataloader_drop_last"],
             average=WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None,
+            balanced=recipe.sampler == "balanced",
         )
         trainer = self.trainer
         kind = trainer.accelerator.distributed_type.value

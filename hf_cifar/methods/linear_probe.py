@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hf_cifar.data.batches import ImageBatches
+from hf_cifar.data.class_weights import balanced_weights
 from hf_cifar.data.image_cache import cache_folder
 from hf_cifar.evaluation.knn import knn_accuracy
 from hf_cifar.features.extract import Features, compute_features
@@ -94,11 +95,16 @@ class ProbeLearner:
         features_end = time.perf_counter()
         labels = cast(np.ndarray, self.setup.datasets.train.labels)
         device = self.setup.arguments.device
+        classes = head(self.setup.model)[1].out_features
+        weights = None
+        if self.setup.recipe.class_weights == "balanced":
+            weights = torch.from_numpy(balanced_weights(labels, classes)).float().to(device)
         self.classifier = fit_logistic_regression(
             torch.from_numpy(np.array(train.values)).to(device),
             torch.from_numpy(labels).to(device),
-            head(self.setup.model)[1].out_features,
+            classes,
             seed=self.setup.recipe.seed,
+            class_weights=weights,
         )
         fit_end = time.perf_counter()
         self.features = {

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers import EvalPrediction
 
+from hf_cifar.data.class_weights import balanced_weights
 from hf_cifar.data.load import check_classes, load_data
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.calibration import apply_temperature, fit_temperature
@@ -41,8 +42,9 @@ FLIP_METRICS = ("accuracy", "accuracy_ci95", "nll", "ece")
 
 
 class Classification(Objective):
-    """One class for each image, by cross-entropy, with labels that may be smoothed or mixed, and if
-    asked with answers that should be the same for several views of an image.
+    """One class for each image, by cross-entropy, with labels that may be smoothed or mixed and
+    classes that may be weighted, and if asked with answers that should be the same for several
+    views of an image.
     """
 
     checkpoint_metrics: ClassVar[Mapping[str, bool]] = {
@@ -67,6 +69,10 @@ class Classification(Objective):
         self.positive = self._find_positive()
         self.operating_point: OperatingPoint | None = None
         self._ranking_metric = self._find_ranking_metric()
+        self.class_weights: torch.Tensor | None = None
+        if recipe.class_weights == "balanced":
+            weights = balanced_weights(data.train.labels, len(data.label_names))
+            self.class_weights = torch.from_numpy(weights).float()
         self.smoothing = recipe.training["label_smoothing_factor"]
         self.temperature = 1.0
         self.labels: dict[str, np.ndarray] = {}
@@ -159,8 +165,18 @@ class Classification(Objective):
         return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        smoothing = self.smoothing if torch.is_grad_enabled() else 0.0
-        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        """Return the sum over the images; evaluation neither smooths nor weighs."""
+        if not torch.is_grad_enabled():
+            return F.cross_entropy(logits, labels, reduction="sum")
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(logits.device)
+        return F.cross_entropy(
+            logits,
+            labels,
+            weight=self.class_weights,
+            reduction="sum",
+            label_smoothing=self.smoothing,
+        )
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         more = [] if self._ranking_metric is None else [self._ranking_metric]

@@ -21,7 +21,12 @@ NOTHING_IN_LINEAR = (
     "monitor_features",
 )
 SINGLE_LABEL = ("classification", "distillation", "semi_supervised")  # objectives
-NEED_SINGLE_LABEL = {"positive_class": None, "target_specificity": None}  # keys, their defaults
+NEED_SINGLE_LABEL = {  # keys, their defaults
+    "positive_class": None,
+    "target_specificity": None,
+    "class_weights": "none",
+    "sampler": "shuffled",
+}
 
 
 def check_keys_together(recipe: Recipe, where: str) -> None:
@@ -62,10 +67,10 @@ def check_keys_together(recipe: Recipe, where: str) -> None:
             f"{where}: unlabelled_dataset: works only with `objective: semi_supervised`; set it"
         )
     _check_groups(recipe, where)
-    _check_method(recipe, where)
-    _check_validation(recipe, where)
     _check_single_label(recipe, where)
     check_tasks(recipe, where)
+    _check_method(recipe, where)
+    _check_validation(recipe, where)
     _check_augmentation(recipe, where)
 
 
@@ -100,6 +105,26 @@ def _check_single_label(recipe: Recipe, where: str) -> None:
                     f"{where}: {name}: does nothing with `objective: {recipe.objective}`; leave it"
                     " out"
                 )
+    if recipe.sampler == "shuffled":
+        return
+    start = f"{where}: sampler: balanced"
+    if recipe.class_weights != "none":
+        raise UserError(f"{start} and class_weights do the same; leave one of them out")
+    if recipe.method == "linear":
+        raise UserError(
+            f"{start} does nothing with `method: linear`, which learns from all images at once; set"
+            " `class_weights: balanced`"
+        )
+    if recipe.objective == "semi_supervised":
+        raise UserError(
+            f"{start} does not go with `objective: semi_supervised`, which draws images in its own"
+            " way; set `class_weights: balanced`"
+        )
+    if recipe.objective == "distillation" and recipe.teacher_views == "each_epoch":
+        raise UserError(
+            f"{start} draws images repeatedly in an epoch, for which the teacher has one view of"
+            " each; set `teacher_views: plain`"
+        )
 
 
 def _check_method(recipe: Recipe, where: str) -> None:

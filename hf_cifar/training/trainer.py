@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_cifar.data.batches import BatchDataset, TicketSampler, whole_batch
+from hf_cifar.data.batches import BalancedSampler, BatchDataset, TicketSampler, whole_batch
 from hf_cifar.errors import Diverged, UserError
 from hf_cifar.training import checkpoints
 from hf_cifar.training.determinism import missing_kernel
@@ -42,7 +42,7 @@ class CifarTrainer(Trainer):
     optimizer is. forward_flops: of all views of one image, `image_size` pixels a side.
     keep_checkpoints: how many checkpoints stay on disk; None for all. drop_last: leave out the
     images of an epoch that fill no whole update. average: of the weights; it is evaluated in their
-    place.
+    place. balanced: draw each class equally often.
     """
 
     def __init__(
@@ -55,11 +55,13 @@ class CifarTrainer(Trainer):
         keep_checkpoints: int | None,
         drop_last: bool,
         average: WeightAverage | None = None,
+        balanced: bool = False,
         **kwargs: Any,
     ) -> None:
         self.loss, self.parameter_groups = loss, parameter_groups
         self.forward_flops, self.image_size = forward_flops, image_size
         self.keep_checkpoints, self.drop_last = keep_checkpoints, drop_last
+        self.balanced = balanced
         self.batches: BatchDataset = kwargs["train_dataset"]
         self.root = Path(kwargs["args"].output_dir)
         self.output_dir = self.root  # of the checkpoint that is being written
@@ -94,9 +96,14 @@ class CifarTrainer(Trainer):
             self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         )
         multiple = update if self.drop_last else 1
-        return TicketSampler(
-            len(self.batches), self.args.seed, lambda: int(self.state.epoch or 0), multiple
-        )
+        seed, labels = self.args.seed, self.batches.labels
+
+        def epoch() -> int:
+            return int(self.state.epoch or 0)
+
+        if self.balanced and labels is not None:
+            return BalancedSampler(labels, seed, epoch, multiple)
+        return TicketSampler(len(self.batches), seed, epoch, multiple)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         self.evaluated = self.eval_dataset if eval_dataset is None else eval_dataset

@@ -431,6 +431,10 @@ def recipes(draw):
     if values.get("objective", "classification") not in SINGLE_LABEL:
         for name in NEED_SINGLE_LABEL:
             values.pop(name, None)
+    if values.get("class_weights") == "balanced" or values.get("method") == "linear":
+        values["sampler"] = "shuffled"
+    if values.get("objective") == "distillation" and values.get("sampler") == "balanced":
+        values["teacher_views"] = "plain"
     if isinstance(values.get("deep_pixels"), list):
         values["deep_pixels"] = [0.5, 99.5]
     views = {
