@@ -128,6 +128,11 @@ def data_recipe(model: str, dataset: str | None) -> Recipe:
     if not (folder / "recipe.yaml").is_file():
         return Recipe()
     recipe = load_recipe(str(folder / "recipe.yaml"))
+    if recipe.objective == "multi_task":
+        raise UserError(
+            f"{model}: its pictures were turned, which only training does; metrics.json has its"
+            " scores, and other tasks of the run can be named here"
+        )
     recipe.dataset_name = _find_dataset(folder, recipe.dataset_name)
     return recipe
 
@@ -144,8 +149,3 @@ def _find_dataset(run: Path, name: str) -> str:
     folders = run.resolve().parents[:2]
     candidates = [noted, *(folder / noted.name for folder in folders)]
     return next((str(path) for path in candidates if path.exists()), name)
-    if recipe.objective == "multi_task":
-        raise UserError(
-            f"{model}: its pictures were turned, which only training does; metrics.json has its"
-            " scores, and other tasks of the run can be named here"
-        )
