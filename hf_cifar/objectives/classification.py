@@ -260,10 +260,16 @@ class Classification(Objective):
             parameter.div_(self.temperature)
         return model
 
+    def _positive_facts(self) -> dict[str, Any]:
+        if len(self.label_names) != 2:
+            return {}
+        return {"positive_class": self.label_names[self.positive]}
+
     def facts(self) -> dict[str, Any]:
         data = self.data
         return {
             "labels": self.label_names,
+            **self._positive_facts(),
             "dataset": data.source,
             "dataset_license": data.license,
             "dataset_fingerprint": data.fingerprint,

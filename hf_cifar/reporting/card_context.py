@@ -15,7 +15,7 @@ from hf_cifar.data.deep_pixels import PixelRange
 from hf_cifar.evaluation.metrics import wilson
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.recipe.yaml_text import write_yaml
-from hf_cifar.reporting.card_format import count, percent
+from hf_cifar.reporting.card_format import count, markdown, percent
 from hf_cifar.reporting.hub_metadata import dataset_facts, hub_metadata, is_hub_id
 from hf_cifar.reporting.plot_style import needs_more_than_base_font
 from hf_cifar.reporting.plots import ADDED_PLOTS, ENCODER_PLOTS, PLOTS
@@ -119,7 +119,8 @@ def _results_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
     if any(_is_unbalanced(metrics, split) for split in splits):
         add("Balanced accuracy", "balanced_accuracy", percent)
     add("AUROC", "auroc", lambda value: f"{value:.4f}")
-    add("Average precision", "average_precision", lambda value: f"{value:.4f}")
+    of_class = f" of {markdown(metrics['positive_class'])}" if "positive_class" in metrics else ""
+    add(f"Average precision{of_class}", "average_precision", lambda value: f"{value:.4f}")
     for name in ("sensitivity", "specificity"):
         add(name.capitalize(), name, percent)
         add(f"95 % interval of the {name}", f"{name}_ci95", _interval)

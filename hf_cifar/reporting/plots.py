@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hf_cifar.reporting import class_plots
-from hf_cifar.reporting.plot_style import drawing, save_figure
-from hf_cifar.reporting.predictions import confident_mistakes
+from hf_cifar.reporting.plot_style import drawing, plot_labels, save_figure
+from hf_cifar.reporting.predictions import confident_mistakes, positive_scores
 from hf_cifar.reporting.representation_plot import representation
 from hf_cifar.reporting.training_plots import learning_curves
 
@@ -21,6 +21,7 @@ PLOTS = {
     "representation": "Quality of the validation images' features over the training steps",
     "confusion_matrix": "Confusion matrix on the test split",
     "per_class_accuracy": "Accuracy of each class with its 95 % interval",
+    "ranking_curves": "ROC curve, and precision against recall, on the test split",
     "mistakes": "The most confident mistakes: true class → predicted class and its probability",
     "reliability": "Reliability diagram: accuracy against confidence",
 }
@@ -78,6 +79,8 @@ def _figures(
         figures["confusion_matrix"] = class_plots.confusion_matrix(matrix, class_names)
         figures["per_class_accuracy"] = class_plots.per_class_accuracy(matrix, class_names)
     if class_names and (folder / "predictions.parquet").is_file():
+        if len(class_names) == 2 and "test_auroc" in metrics:
+            figures["ranking_curves"] = _ranking_curves(folder, metrics, class_names)
         wrong = confident_mistakes(folder)
         if wrong:
             shown = pictures([row for row, *_ in wrong])
@@ -86,3 +89,11 @@ def _figures(
         bins, ece = metrics["test_calibration"], metrics["test_ece"]
         figures["reliability"] = class_plots.reliability(bins, ece)
     return figures
+
+
+def _ranking_curves(folder: Path, metrics: dict[str, Any], class_names: list[str]) -> Figure:
+    positive = class_names.index(metrics.get("positive_class", class_names[-1]))
+    threshold = (metrics.get("operating_point") or {}).get("threshold")
+    truth, scores = positive_scores(folder, positive)
+    name = plot_labels(class_names)[positive]
+    return class_plots.ranking_curves(truth, scores, name, threshold)

@@ -50,6 +50,17 @@ def write_predictions(
         pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file)
 
 
+def positive_scores(folder: Path, positive: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which test images are of the class `positive`, bool [N], and its probability for each,
+    float32 [N].
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(folder / "predictions.parquet", columns=["label", "probabilities"])
+    probabilities = np.array(table["probabilities"].to_pylist(), np.float32)
+    return table["label"].to_numpy() == positive, probabilities[:, positive]
+
+
 def confident_mistakes(
     folder: Path, limit: int = MISTAKES_SHOWN
 ) -> list[tuple[int, int, int, float]]:

@@ -99,6 +99,7 @@ def test_a_run_keeps_its_threshold_and_evaluate_applies_it(
     config = json.loads((run.path / "config.json").read_text())
     assert config["operating_point"] == point and config["positive_class"] == "defect"
     card = (run.path / "README.md").read_text()
+    assert "| Average precision of defect |" in card and "(plots/ranking_curves.png)" in card
     assert "| Sensitivity |" in card and "taking a picture for defect if the probability" in card
     for split in ("test", "validation"):
         capsys.readouterr()

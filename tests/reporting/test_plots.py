@@ -10,6 +10,7 @@ from matplotlib import font_manager, ft2font
 from PIL import Image
 
 from hf_cifar.evaluation.metrics import classification_metrics
+from hf_cifar.reporting.class_plots import ranking_curves
 from hf_cifar.reporting.plot_style import drawing, plot_labels, save_figure
 from hf_cifar.reporting.plots import PLOTS, write_plots
 from hf_cifar.reporting.predictions import confident_mistakes, write_predictions
@@ -19,7 +20,8 @@ from hf_cifar.reporting.training_plots import range_test_plot
 def test_plots_are_pictures_without_metadata_and_the_same_each_time(run, tmp_path):
     (tmp_path / "predictions.parquet").write_bytes((run / "predictions.parquet").read_bytes())
     written = write_plots(tmp_path, METRICS, pictures)
-    assert written == [f"plots/{stem}.png" for stem in PLOTS]
+    of_two_classes = "ranking_curves"
+    assert written == [f"plots/{stem}.png" for stem in PLOTS if stem != of_two_classes]
     for name in written:
         with Image.open(tmp_path / name) as image:
             image.load()
@@ -27,6 +29,19 @@ def test_plots_are_pictures_without_metadata_and_the_same_each_time(run, tmp_pat
             assert 600 <= image.width <= 1300 and image.height <= 1500
             assert np.asarray(image.convert("L")).std() > 5  # not blank
         assert (tmp_path / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_the_curves_of_two_classes_go_through_the_threshold_s_point():
+    truth = np.array([False, False, True, False, True, True])
+    scores = np.array([0.1, 0.2, 0.3, 0.6, 0.7, 0.9])
+    figure = ranking_curves(truth, scores, "ill", 0.65)
+    roc, precision = figure.axes
+    assert "area 0.8889" in roc.get_title()
+    (dot,) = roc.collections
+    assert dot.get_offsets().tolist() == [[0.0, pytest.approx(2 / 3)]]
+    (dot,) = precision.collections
+    assert dot.get_offsets().tolist() == [[pytest.approx(2 / 3), 1.0]]
+    assert not ranking_curves(truth, scores, "ill").axes[0].collections
 
 
 def test_a_mistake_is_shown_as_its_picture(run):
@@ -65,7 +80,8 @@ def test_plots_of_other_class_counts(tmp_path, classes):
         "history": [{"loss": math.nan, "step": 1}],
     }
     written = write_plots(tmp_path, metrics, pictures)
-    assert len(written) == 4  # all but the learning curves
+    # All but the learning curves, and for two classes ROC and precision-recall.
+    assert len(written) == (5 if classes == 2 else 4)
     for name in written:
         with Image.open(tmp_path / name) as image:
             assert image.height < 2500
