@@ -104,10 +104,14 @@ def run(args: argparse.Namespace) -> None:
         explain = HeatMapSheets(args.explain).write
     for name, answers in predict(args.model, args.images, args.top, explain):
         if args.json:
-            say(json.dumps({"image": name, "labels": answers}))
-        else:
-            scores = [f"{visible(answer['label'])} {answer['score']:.3f}" for answer in answers]
-            say(f"{visible(name):<40}{'  '.join(scores)}")
+            key = "tasks" if isinstance(answers, dict) else "labels"
+            say(json.dumps({"image": name, key: answers}))
+            continue
+        by_task = answers if isinstance(answers, dict) else {"": answers}
+        for task, labels in by_task.items():
+            scores = [f"{visible(answer['label'])} {answer['score']:.3f}" for answer in labels]
+            title = f"{visible(task):<16}" if task else ""
+            say(f"{visible(name):<39} {title}{'  '.join(scores)}")
 
 
 def _run_bulk(args: argparse.Namespace, options: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from hf_cifar.evaluation.heat_map_layer import check_grad_cam, choose_layer
 from hf_cifar.evaluation.heat_maps import HeatMaps, seen_picture
 from hf_cifar.evaluation.named_picture import read_picture
 from hf_cifar.evaluation.picture_list import expand
+from hf_cifar.evaluation.task_answers import answer_tasks
 from hf_cifar.training.precision import Precision
 
 
@@ -37,7 +38,7 @@ def predict(
     explain: Callable[[str, Explanation], object] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Yield the name and the best answers, [{label, score}, ...], of each picture, as `Answerer`
-    gives them.
+    gives them; for a model of several tasks, such a list for each task by its name.
 
     Each picture is read once, when its turn comes.
 
@@ -48,8 +49,11 @@ def predict(
     """
     if explain is not None:
         check_grad_cam("predict --explain")
-    classifier = load_classifier(model, several_labels=True)
+    classifier = load_classifier(model, several_tasks=explain is None, several_labels=True)
     names = [name for word in images for name, _ in expand(word)]
+    if classifier.tasks:
+        yield from _predict_tasks(classifier, names, top)
+        return
     answerer = Answerer(classifier, top, Precision(bf16=False, channels_last=False))
     explainer = _Explainer(classifier) if explain is not None else None
     for name in names:
@@ -64,6 +68,15 @@ def predict(
             best = answer.labels[1 if answer.none_of_these else 0]
             explain(name, explainer.explain(pixels[0], inputs, **best))
         yield name, answer.labels
+
+
+def _predict_tasks(
+    classifier: Classifier, names: list[str], top: int
+) -> Iterator[tuple[str, dict[str, list[dict[str, Any]]]]]:
+    for name in names:
+        pixels = torch.from_numpy(read_picture(name, classifier.pixel_range))[None]
+        inputs = classifier.transforms.evaluate(pixels.to(classifier.device))
+        yield name, answer_tasks(classifier, inputs, top, name)
 
 
 class _Explainer:

@@ -180,8 +180,10 @@ class CifarTrainer(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        if several and output.metrics is not None:
-            # The Trainer averages the batches' losses, with the samples that pad the last batch.
+        several_labels = np.ndim(output.label_ids) > 1  # an image may have several, or none
+        if (several or several_labels) and output.metrics is not None:
+            # The Trainer averages the batches' losses, with the samples that pad the last batch,
+            # as if each batch had as many labels as the first.
             predictions = torch.from_numpy(np.asarray(output.predictions))
             labels = torch.from_numpy(np.asarray(output.label_ids))
             with torch.no_grad():

@@ -6,24 +6,31 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_models
+from helpers import launching, tiny_models
 from helpers.runs import (
     CHECKPOINT_EVERY_3,
     assert_same_run,
     held_out_images,
+    largest_difference,
     pipeline_probabilities,
     train_into,
     write_recipe,
 )
 from helpers.watching import images_seen, stopped_in_step
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from hf_cifar.cli import main
 from hf_cifar.data.batches import ImageBatches
 from hf_cifar.data.load import load_split
+from hf_cifar.errors import UserError
+from hf_cifar.hub.privacy import scan
+from hf_cifar.hub.run_files import files_to_push, finished_metrics, is_optional
 from hf_cifar.objectives.joint_batches import NO_LABEL, turned
 from hf_cifar.objectives.multi_task import MultiTask
+from hf_cifar.objectives.table import find_objective
 from hf_cifar.recipe.load import load_recipe, make_recipe
+from hf_cifar.runs.folder import RunFolder
 from hf_cifar.runs.run import set_up
 
 KIND = {
@@ -54,7 +61,8 @@ def joint(tiny, tmp_path_factory):
     """A finished run of two tasks on the same images and one on turned ones."""
     folder = tmp_path_factory.mktemp("joint") / "run"
     weighted = KINDS | {"weight": 0.5}
-    return train_into(folder, tiny("resnet"), **keys(CLASSES, weighted, TURNED))
+    more = {"per_device_eval_batch_size": 16}  # the last batch of 40 has 8 images, all turned
+    return train_into(folder, tiny("resnet"), **keys(CLASSES, weighted, TURNED, **more))
 
 
 # ---- the loss ----
@@ -206,6 +214,12 @@ def held_out_images_of(run, task):
 
 def test_metrics_and_card_tell_of_each_task(joint):
     metrics = joint.metrics
+    of_tasks = [m["validation_nll"] * m["validation_samples"] for m in metrics["tasks"].values()]
+    expected = np.dot(of_tasks, [1, 0.5, 1]) / metrics["validation_samples"]
+    losses = {
+        entry["step"]: entry["eval_loss"] for entry in metrics["history"] if "eval_loss" in entry
+    }
+    assert losses[metrics["best_step"]] == pytest.approx(expected, rel=1e-5)
     accuracies = [metrics[f"test_accuracy_{task}"] for task in ("classes", "kind", "turned")]
     assert metrics["test_accuracy"] == pytest.approx(np.mean(accuracies))
     assert metrics["test_samples"] == 40 and metrics["train_samples"] == 80
@@ -236,8 +250,6 @@ def test_fresh_removes_the_folders_of_the_tasks(joint, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(joint.path, folder)
     recipe = load_recipe(str(folder / "recipe.yaml"), {"output_dir": str(folder)})
-    from hf_cifar.runs.folder import RunFolder
-
     with RunFolder.claim(recipe, fresh=True):
         assert not (folder / "tasks").exists() and not (folder / "config.json").exists()
 
@@ -277,6 +289,45 @@ def test_tasks_of_two_data_sets_may_have_sizes_of_their_own(recipe):
     assert (labels[40:, 1] >= 0).all()
 
 
+def test_a_push_takes_the_folders_of_the_tasks_and_no_path(joint, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(joint.path, run)
+    recipe = run / "tasks" / "kind" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("dataset_name: sample", "dataset_name: /a/b/mine"))
+    files = files_to_push(run, finished_metrics(run), "alice/net")
+    of_kind = {name.removeprefix("tasks/kind/") for name in files if name.startswith("tasks/kind")}
+    assert {"config.json", "model.safetensors", "README.md", "recipe.yaml"} <= of_kind
+    assert "plots/confusion_matrix.png" in of_kind and "predictions.parquet" not in of_kind
+    public = files["tasks/kind/recipe.yaml"]
+    assert isinstance(public, bytes) and b"dataset_name: mine" in public and b"/a/b" not in public
+    assert all(is_optional(name) for name in files if name.startswith("tasks/"))
+    card = files["README.md"]
+    assert isinstance(card, bytes) and b'snapshot_download("alice/net")' in card
+    scan(run, {name: file for name, file in files.items() if name.startswith("tasks/")})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_processes_give_what_one_gives(method, tiny, tmp_path):
+    more = keys(CLASSES, KINDS, TURNED, task_weighting="learned", method=method, optim="sgd")
+    more |= {"head_init": "default", "per_device_eval_batch_size": 16, "logging_steps": 1}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        share = {"per_device_train_batch_size": 16 // processes}
+        write_recipe(folder / "run.yaml", tiny("vit"), **more | share)
+        launching.run(processes, "train_folder", str(folder))
+    runs = [tmp_path / str(processes) / "run" for processes in (1, 2)]
+    one, two = (json.loads((run / "metrics.json").read_text()) for run in runs)
+    for path in ("model.safetensors", "tasks/turned/model.safetensors"):
+        weights, others = (load_file(run / path) for run in runs)
+        assert largest_difference(weights, others) < 1e-5
+    assert one["test_samples"] == two["test_samples"] == 40 and one["global_step"] == 10
+    for key in ("loss", "eval_loss", "eval_accuracy_turned"):
+        values = [[entry[key] for entry in m["history"] if key in entry] for m in (one, two)]
+        assert len(values[0]) >= 2 and values[0] == pytest.approx(values[1], abs=1e-5)
+
+
 # ---- bad input ----
 
 
@@ -314,8 +365,6 @@ def test_a_recipe_that_makes_no_sense_is_refused(tasks, more, message, capsys, t
     ],
 )
 def test_a_label_map_that_does_not_fit_is_refused(label_map, message, recipe):
-    from hf_cifar.errors import UserError
-
     with pytest.raises(UserError, match=f"task kind: label_map: {message}"):
         MultiTask(recipe(CLASSES, {"name": "kind", "label_map": label_map}))
 
@@ -332,9 +381,6 @@ def test_a_label_map_that_does_not_fit_is_refused(label_map, message, recipe):
     ],
 )
 def test_what_means_nothing_for_several_tasks_is_refused(more, recipe):
-    from hf_cifar.errors import UserError
-    from hf_cifar.objectives.table import find_objective
-
     with pytest.raises(UserError, match=next(iter(more))):
         asked = recipe(CLASSES, KINDS, **more)
         find_objective(asked)(asked)
