@@ -117,14 +117,15 @@ def ranking_curves(
     false_positives, true_positives, _ = roc_curve(positive, scores)
     left.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="chance")
     left.plot(false_positives, true_positives, color=BLUE)
-    left.set_title(f"ROC curve, area {roc_auc_score(positive, scores):.4f}")
+    area = roc_auc_score(positive, scores)
+    left.set_title(f"ROC curve of {name}: area {area:.4f}", **PLAIN)
     left.set_xlabel("1 − specificity")
     left.set_ylabel("sensitivity")
     precision, recall, _ = precision_recall_curve(positive, scores)
     right.axhline(positive.mean(), color=GREY, linestyle="--", linewidth=1.2, label="chance")
     right.step(recall, precision, where="post", color=BLUE)
     average = average_precision_score(positive, scores)
-    right.set_title(f"Precision and recall, average precision {average:.4f}")
+    right.set_title(f"Precision and recall: average precision {average:.4f}")
     right.set_xlabel("recall")
     right.set_ylabel("precision")
     if threshold is not None:
@@ -138,9 +139,7 @@ def ranking_curves(
     for axes in (left, right):
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
-        axes.set_aspect("equal")
         axes.legend(loc="lower left" if axes is right else "lower right")
-    figure.suptitle(f"positive: {name}", fontsize=10, **PLAIN)
     return figure
 
 
