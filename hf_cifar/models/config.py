@@ -35,8 +35,10 @@ def label_settings(label_names: list[str]) -> dict[str, Any]:
 def set_labels(config: Any, label_names: list[str]) -> None:
     """Write label names into a config.
 
-    timm's wrapper keeps labels of its own, and would save those.
+    timm's wrapper keeps labels of its own, and would save those. Tasks that the model has answered
+    before are forgotten.
     """
+    config.__dict__.pop("tasks", None)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: i for i, name in enumerate(label_names)}
     if config.model_type == "timm_wrapper":

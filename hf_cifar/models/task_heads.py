@@ -97,7 +97,6 @@ def keep_one_task(model: Any, columns: slice, labels: Sequence[str]) -> None:
     name, linear = head(model)
     model.set_submodule(name, _part(linear, columns))
     set_labels(model.config, list(labels))
-    del model.config.tasks
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ class MultiTask(Objective):
             shared = dataclasses.replace(
                 first.recipe, label_map=None, label_column_name=cut_by, split_column_name=None
             )
-            data = load_data(shared)
+            data = load_data(shared, needs_labels=not first.orientation)
             for message in data.messages:
                 log.info("%s", message)
             image_set = ImageSet(data, numbers, {})

@@ -180,12 +180,13 @@ class CifarTrainer(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        several_labels = np.ndim(output.label_ids) > 1  # an image may have several, or none
+        label_ids: Any = output.label_ids
+        several_labels = np.ndim(label_ids) > 1  # an image may have several, or none
         if (several or several_labels) and output.metrics is not None:
             # The Trainer averages the batches' losses, with the samples that pad the last batch,
             # as if each batch had as many labels as the first.
             predictions = torch.from_numpy(np.asarray(output.predictions))
-            labels = torch.from_numpy(np.asarray(output.label_ids))
+            labels = torch.from_numpy(np.asarray(label_ids))
             with torch.no_grad():
                 loss = self.loss({"logits": predictions}, labels)
             output.metrics[f"{metric_key_prefix}_loss"] = float(loss)

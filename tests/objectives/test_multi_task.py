@@ -17,8 +17,10 @@ from helpers.runs import (
     write_recipe,
 )
 from helpers.watching import images_seen, stopped_in_step
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from transformers import AutoConfig
 
 from hf_cifar.cli import main
 from hf_cifar.data.batches import ImageBatches
@@ -26,9 +28,12 @@ from hf_cifar.data.load import load_split
 from hf_cifar.errors import UserError
 from hf_cifar.hub.privacy import scan
 from hf_cifar.hub.run_files import files_to_push, finished_metrics, is_optional
+from hf_cifar.models.load import load_backbone
+from hf_cifar.models.task_heads import read_tasks
 from hf_cifar.objectives.joint_batches import NO_LABEL, turned
 from hf_cifar.objectives.multi_task import MultiTask
 from hf_cifar.objectives.table import find_objective
+from hf_cifar.recipe.fields import ModelKeys
 from hf_cifar.recipe.load import load_recipe, make_recipe
 from hf_cifar.runs.folder import RunFolder
 from hf_cifar.runs.run import set_up
@@ -326,6 +331,24 @@ def test_two_processes_give_what_one_gives(method, tiny, tmp_path):
     for key in ("loss", "eval_loss", "eval_accuracy_turned"):
         values = [[entry[key] for entry in m["history"] if key in entry] for m in (one, two)]
         assert len(values[0]) >= 2 and values[0] == pytest.approx(values[1], abs=1e-5)
+
+
+def test_orientation_needs_no_labels(recipe, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(12):
+        Image.effect_noise((32, 32), number + 1).convert("RGB").save(folder / f"{number}.png")
+    unlabelled = TURNED | {"dataset_name": str(folder), "max_train_samples": None}
+    setup = set_up(recipe(CLASSES, unlabelled))
+    counts = [len(part) for part in setup.datasets.train.parts]
+    assert counts == [40, 11] and len(setup.datasets.evaluation["validation"]) == 20 + 1
+
+
+def test_a_model_of_several_tasks_is_a_backbone_for_one(joint):
+    keys = ModelKeys(model_name_or_path=str(joint.path))
+    config = load_backbone(keys, ["cat", "dog"]).model.config
+    assert len(read_tasks(AutoConfig.from_pretrained(joint.path), "it")) == 3
+    assert read_tasks(config, "it") == {} and list(config.id2label.values()) == ["cat", "dog"]
 
 
 # ---- bad input ----
