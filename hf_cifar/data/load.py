@@ -195,7 +195,8 @@ class _Loader:
             cuts = {n: share for n, share in fractions.items() if share and n not in brought}
             if has_groups(recipe):
                 groups = self._groups("train")
-                if cuts:
+                # With several labels a picture, one patient may be the only one with a rare set.
+                if cuts and recipe.objective != "multi_label":
                     self._check_groups(train, groups)
             for name, share in cuts.items():
                 train, splits[name] = self._cut(train, name, share, groups)
@@ -292,7 +293,8 @@ class _Loader:
         groups: those of the images of train, str [N], which stay together; None: there are none.
         """
         seed, from_groups, labels = self.recipe.seed, "", train.labels
-        if self.recipe.objective == "multi_label":
+        several_labels = self.recipe.objective == "multi_label"
+        if several_labels:
             labels = pool_rare_sets(labels)
         stream = TEST_CUT if name == "test" else VALIDATION_CUT
         if groups is None:
@@ -308,7 +310,7 @@ class _Loader:
         )
         names = train.images.label_names
         lacking = np.bincount(train.labels[positions], minlength=len(names)) == 0
-        if groups is not None and lacking.any():
+        if groups is not None and lacking.any() and not several_labels:
             self.messages.append(
                 f"{self.source.name}: {name} has no image of class"
                 f" {_first_few([names[label] for label in np.flatnonzero(lacking)])}, of which too"

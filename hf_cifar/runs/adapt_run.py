@@ -27,6 +27,7 @@ from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import Classifier, load_classifier
 from hf_cifar.evaluation.evaluate import data_recipe
 from hf_cifar.evaluation.metrics import classification_metrics
+from hf_cifar.evaluation.operating_point import find_positive
 from hf_cifar.evaluation.stress import CorruptedImages
 from hf_cifar.evaluation.target_data import labels_of_model, load_target, target_recipe
 from hf_cifar.files import json_digest, write_json
@@ -39,7 +40,16 @@ from hf_cifar.runs.additions import is_run
 from hf_cifar.runs.folder import RunFolder
 
 # Beginnings of the names of figures of the model before the adaptation, which the new run has not.
-OLD_FIGURES = ("test_", "validation_", "train_accuracy", "train_validation", "knn_", "temperature")
+OLD_FIGURES = (  # beginnings of names
+    "test_",
+    "validation_",
+    "train_accuracy",
+    "train_validation",
+    "knn_",
+    "temperature",
+    "operating_point",
+    "stress",
+)
 
 
 @dataclass(frozen=True)
@@ -237,17 +247,20 @@ def _write(
     recipe.dataset_name = data_recipe(str(run), None).dataset_name
     with RunFolder.reopen(run) as before:
         old = before.finished_metrics() or {}
-    metrics = {
-        name: value for name, value in old.items() if not name.startswith((*OLD_FIGURES, "stress"))
-    }
+    metrics = {name: value for name, value in old.items() if not name.startswith(OLD_FIGURES)}
     probabilities, labels = outcome.source.probabilities, source.labels
     assert labels is not None
-    metrics |= classification_metrics(probabilities, labels, classifier.labels, prefix="test")
+    positive = find_positive(classifier.labels, old.get("positive_class"))
+    metrics |= classification_metrics(
+        probabilities, labels, classifier.labels, prefix="test", positive=positive
+    )
     metrics |= {"run_name": out.name, "hub_model_id": None, "adaptation": facts}
     split = source.split
     with RunFolder.claim(recipe, fresh) as folder:
         folder.write_recipe(recipe)
         with folder.writing() as aside:
+            # The run's threshold was chosen for the answers before.
+            vars(classifier.model.config).pop("operating_point", None)
             classifier.model.save_pretrained(aside)
             classifier.transforms.processor.save_pretrained(aside)
             write_json(aside / "metrics.json", metrics)

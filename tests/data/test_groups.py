@@ -10,6 +10,7 @@ from helpers.pictures import loaded, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_cifar.cli import main
 from hf_cifar.data.splits import TEST_CUT, grouped_cut
 from hf_cifar.errors import UserError
 from hf_cifar.recipe.load import make_recipe
@@ -211,3 +212,25 @@ def test_an_empty_group_and_an_archive_are_refused(tmp_path):
 def test_keys_that_name_no_groups(keys, words):
     with pytest.raises(UserError, match=words):
         make_recipe("mine", keys)
+
+
+def test_the_command_ends_with_one_line_and_code_2(tmp_path, tiny, capfd):
+    keys = {
+        "model_name_or_path": tiny("resnet"),
+        "dataset_name": write_folders(tmp_path / "data"),
+        "group_pattern": "^(ill|well)/",
+        "output_dir": tmp_path / "run",
+    }
+    words = [word for name, value in keys.items() for word in (f"--{name}", str(value))]
+    assert main.run(["train", "quickstart", *words]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("hf-cifar: data: group ill holds all images of class ill")
+    assert not list(tmp_path.glob("run/*.safetensors"))
+
+
+def test_a_patient_alone_may_have_a_set_of_labels(tmp_path):
+    root = write_list(tmp_path / "data")
+    text = (root / "metadata.csv").read_text().replace("well,patient3", "ill|well,patient3")
+    (root / "metadata.csv").write_text(text)
+    data = loaded(root, test_fraction=0.25, objective="multi_label", **COLUMN)
+    assert set(data.label_names) == {"ill", "well", "ill|well"} and len(data.test) == 8
