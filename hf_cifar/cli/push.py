@@ -25,6 +25,9 @@ def add_parser(commands: Any) -> None:
     command.add_argument(
         "--no-check", action="store_true", help="don't download and compare after the push"
     )
+    command.add_argument(
+        "--onnx", action="store_true", help="take the files of `hf-cifar export` along"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,5 +41,6 @@ def run(args: argparse.Namespace) -> None:
         revision=args.revision,
         dry_run=args.dry_run,
         check=not args.no_check,
+        onnx=args.onnx,
         say=say,
     )

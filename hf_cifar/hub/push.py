@@ -50,6 +50,7 @@ def push(
     revision: str | None = None,
     dry_run: bool = False,
     check: bool = True,
+    onnx: bool = False,
     say: Callable[[str], None] = print,
     waits: Sequence[float] = WAITS,
 ) -> PushResult:
@@ -59,8 +60,8 @@ def push(
 
     private: create a private repo, and push to no public one. revision: the branch, `main` if None.
     dry_run: write nothing. check: download the commit into an empty cache, compare checksums, and
-    compare the model's answers to three images. say: is told what happens, in lines. waits: seconds
-    before a failed request is repeated.
+    compare the model's answers to three images. onnx: take the exported graphs along. say: is told
+    what happens, in lines. waits: seconds before a failed request is repeated.
 
     Raises:
         UserError: bad input: an unfinished run, something private in a file, no token or a wrong
@@ -76,13 +77,14 @@ def push(
     command += f" --revision {shlex.quote(revision)}" if revision else ""
     command += "" if check else " --no-check"
     command += " --dry-run" if dry_run else ""
+    command += " --onnx" if onnx else ""
     try:
-        files = files_to_push(run, metrics, to)
+        files = files_to_push(run, metrics, to, onnx)
         scan(run, files, allowed=to.split("/"))
         _list_files(files, f"{to}@{revision or 'main'}", say)
         api = _log_in(to, dry_run, say, waits)
         repo = Repo(api, to, revision or "main", private, Retry(say, waits))
-        result, head = _update(repo, files, _commit_message(metrics), dry_run)
+        result, head = _update(repo, files, _commit_message(metrics), dry_run, onnx)
         if check and not dry_run:
             assert head is not None
             read_back(repo, head, files, run)
@@ -123,7 +125,9 @@ def _log_in(to: str, dry_run: bool, say: Callable[[str], None], waits: Sequence[
     return api
 
 
-def _update(repo: Repo, files: Files, message: str, dry_run: bool) -> tuple[PushResult, str | None]:
+def _update(
+    repo: Repo, files: Files, message: str, dry_run: bool, onnx: bool
+) -> tuple[PushResult, str | None]:
     """Commit what differs between the files and the repo.
 
     Returns the result, and the commit that holds all of the files.
@@ -134,7 +138,7 @@ def _update(repo: Repo, files: Files, message: str, dry_run: bool) -> tuple[Push
     for attempt in (1, 2):
         state = repo.read()
         result.changed = [path for path in files if state.hashes.get(path) not in local[path]]
-        result.deleted = [p for p in state.hashes if p not in files and is_optional(p)]
+        result.deleted = [p for p in state.hashes if p not in files and is_optional(p, onnx)]
         for path in result.deleted:
             say(f"  to be removed from the repo, because the run no longer has it: {path}")
         if not result.changed and not result.deleted:

@@ -36,6 +36,7 @@ OPTIONAL = (
     "tasks/*/*.yaml",
     "tasks/*/plots/*.png",
 )
+GRAPHS = "onnx/*.onnx"  # what `hf-cifar export` writes, pushed only on request
 
 Files = dict[str, Path | bytes]
 """Path in the repo -> the file of the run, or its bytes where the repo gets others."""
@@ -72,15 +73,20 @@ def finished_metrics(run: Path) -> dict[str, Any]:
     return metrics
 
 
-def files_to_push(run: Path, metrics: dict[str, Any], repo: str) -> Files:
+def files_to_push(run: Path, metrics: dict[str, Any], repo: str, onnx: bool = False) -> Files:
     """Return the files of a run that may be pushed, in the order that they are listed in.
 
     Whatever else stands in the run folder stays there. The recipe names local folders by their last
     part only, and card and metrics name `repo`. Raises UserError for a file that can't be read.
+
+    onnx: take the exported graphs along; without them the card doesn't speak of them.
     """
-    paths = [path for pattern in OPTIONAL for path in sorted(run.glob(pattern)) if path.is_file()]
+    patterns = (*OPTIONAL, GRAPHS) if onnx else OPTIONAL
+    paths = [path for pattern in patterns for path in sorted(run.glob(pattern)) if path.is_file()]
     names = [path.relative_to(run).as_posix() for path in paths]
-    optional = [name for name in names if is_optional(name)]
+    optional = [name for name in names if is_optional(name, onnx)]
+    if onnx and not any(name.startswith("onnx/") for name in optional):
+        raise UserError(f"{run}: has no onnx/*.onnx; run `hf-cifar export {run}` first")
     if not _rejects(run):  # `predict` makes use of that file only where the config says so
         optional = [name for name in optional if name != KNOWN_PICTURES]
     files: Files = {name: run / name for name in (*REQUIRED, *optional)}
@@ -89,18 +95,24 @@ def files_to_push(run: Path, metrics: dict[str, Any], repo: str) -> Files:
         public = recipe.public()
         if public != recipe:
             files[name] = public.to_yaml().encode()
-    if metrics.get("hub_model_id") != repo:
+    public_metrics = metrics | {"hub_model_id": repo}
+    if not onnx:
+        public_metrics.pop("export", None)
+    if public_metrics != metrics:
         plots = [Path(name).stem for name in optional if name.startswith("plots/")]
-        files["README.md"] = _card_for(repo, run, metrics, plots).encode()
-        public_metrics = json.dumps(metrics | {"hub_model_id": repo}, indent=1) + "\n"
-        files["metrics.json"] = public_metrics.encode()
+        files["README.md"] = _card_for(run, metrics, public_metrics, plots).encode()
+        files["metrics.json"] = (json.dumps(public_metrics, indent=1) + "\n").encode()
     return files
 
 
-def is_optional(name: str) -> bool:
-    """Return whether a path in a repo is one that a run may have or not."""
-    patterns = [re.escape(pattern).replace(r"\*", "[^./][^/]*") for pattern in OPTIONAL]
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
+def is_optional(name: str, onnx: bool = False) -> bool:
+    """Return whether a path in a repo is one that a run may have or not.
+
+    onnx: exported graphs are such files, too.
+    """
+    patterns = (*OPTIONAL, GRAPHS) if onnx else OPTIONAL
+    expressions = [re.escape(pattern).replace(r"\*", "[^./][^/]*") for pattern in patterns]
+    return any(re.fullmatch(expression, name) for expression in expressions)
 
 
 def _rejects(run: Path) -> bool:
@@ -117,9 +129,11 @@ def file_size(file: Path | bytes) -> int:
     return len(file) if isinstance(file, bytes) else file.stat().st_size
 
 
-def _card_for(repo: str, run: Path, metrics: dict[str, Any], plots: list[str]) -> str:
-    """Return the run's card with snippets that load from `repo`. What somebody wrote into the card
-    stays.
+def _card_for(
+    run: Path, metrics: dict[str, Any], public_metrics: dict[str, Any], plots: list[str]
+) -> str:
+    """Return the run's card as its public metrics make it, with snippets that load from the repo.
+    What somebody wrote into the card stays.
     """
     folder_name = run.resolve().name
     try:
@@ -129,7 +143,9 @@ def _card_for(repo: str, run: Path, metrics: dict[str, Any], plots: list[str]) -
             f"{run / 'README.md'} can't be read as UTF-8 text ({error}): correct it and push again"
         ) from None
     if card == render_card(metrics, folder_name, plots):
-        return render_card(metrics | {"hub_model_id": repo}, folder_name, plots)
+        return render_card(public_metrics, folder_name, plots)
     location = metrics.get("hub_model_id") or f"./{metrics.get('run_name') or folder_name}"
-    before, after = (json.dumps(name, ensure_ascii=False) for name in (location, repo))
+    before, after = (
+        json.dumps(name, ensure_ascii=False) for name in (location, public_metrics["hub_model_id"])
+    )
     return card.replace(before, after)

@@ -1,0 +1,130 @@
+"""How close exported graphs come to the model that they were made of, and how fast they are."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_cifar.data.batches import ImageBatches
+from hf_cifar.data.splits import Split
+from hf_cifar.evaluation.classifier import Classifier
+from hf_cifar.evaluation.metrics import wilson
+from hf_cifar.evaluation.paired_test import paired_test
+from hf_cifar.export.session import logits_of, open_session
+
+TORCH = "torch"
+EVALUATED_AT_ONCE = 32  # images
+BATCHES = (1, 32)  # whose speed is measured
+TURNS = 5  # how often each side is timed, in turn
+SHORTEST_TURN = 0.2  # seconds
+MOST_PASSES = 20  # in a turn
+
+
+def pixel_batches(classifier: Classifier, split: Split, size: int) -> Iterator[np.ndarray]:
+    """Yield the images of a split as the model takes them, float32 [B, 3, S, S], B up to `size`."""
+    batches = ImageBatches(split, classifier.transforms, training=False)
+    for start in range(0, len(batches), size):
+        tickets = list(range(start, min(start + size, len(batches))))
+        inputs = batches.model_inputs(batches.__getitems__(tickets), torch.device("cpu"))
+        yield inputs["pixel_values"].numpy()
+
+
+def torch_logits(model: Any, pixels: np.ndarray) -> np.ndarray:
+    """Return float32 [B, C], the model's own answers to float32 [B, 3, S, S]."""
+    with torch.inference_mode():
+        return model(pixel_values=torch.from_numpy(pixels)).logits.numpy()
+
+
+def all_logits(
+    classifier: Classifier, split: Split, graphs: Mapping[str, Path]
+) -> dict[str, np.ndarray]:
+    """Return float32 [n, C] for the images of a split: of the model, under `torch`, and of each
+    graph. The model lies on the CPU.
+    """
+    sides = _sides(classifier.model, graphs)
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in sides}
+    for pixels in pixel_batches(classifier, split, EVALUATED_AT_ONCE):
+        for name, answer in sides.items():
+            logits[name].append(answer(pixels))
+    return {name: np.concatenate(parts) for name, parts in logits.items()}
+
+
+def closeness(logits: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Return for the model and each graph `accuracy` with its 95 % interval `low` to `high`; and
+    for each graph `agreement`, the share of images with the model's first answer, the largest
+    difference of a logit, and `paired`, the test of the model against the graph.
+
+    labels: int64 [n], among the model's classes.
+    """
+    correct = {name: answers.argmax(1) == labels for name, answers in logits.items()}
+    facts: dict[str, dict[str, Any]] = {}
+    for name, answers in logits.items():
+        right = int(correct[name].sum())
+        low, high = wilson(right, len(labels))
+        facts[name] = {"accuracy": right / len(labels), "low": low, "high": high}
+        if name != TORCH:
+            reference = logits[TORCH]
+            facts[name] |= {
+                "agreement": float((answers.argmax(1) == reference.argmax(1)).mean()),
+                "max_logit_difference": float(np.abs(answers - reference).max()),
+                "paired": asdict(paired_test(correct[TORCH], correct[name])),
+            }
+    return facts
+
+
+def speeds(
+    model: Any, graphs: Mapping[str, Path], side: int, *, turns: int = TURNS
+) -> dict[str, dict[str, float]]:
+    """Return images/s of the model and of each graph on one thread, by batch ("1", "32").
+
+    All are timed in turn, and the median of the turns counts, so that a neighbour on the machine
+    costs all alike. side: of the images, in pixels.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        sides = _sides(model, graphs, threads=1)
+        result: dict[str, dict[str, float]] = {name: {} for name in sides}
+        for batch in BATCHES:
+            pixels = np.zeros((batch, 3, side, side), np.float32)
+            passes = {name: _passes(answer, pixels) for name, answer in sides.items()}
+            seconds: dict[str, list[float]] = {name: [] for name in sides}
+            for _ in range(turns):
+                for name, answer in sides.items():
+                    began = time.perf_counter()
+                    for _ in range(passes[name]):
+                        answer(pixels)
+                    seconds[name].append((time.perf_counter() - began) / passes[name])
+            for name, times in seconds.items():
+                result[name][str(batch)] = batch / statistics.median(times)
+        return result
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _passes(answer: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> int:
+    """Return how many passes a turn needs, after one to warm up."""
+    answer(pixels)
+    began = time.perf_counter()
+    answer(pixels)
+    return int(np.clip(SHORTEST_TURN / (time.perf_counter() - began), 1, MOST_PASSES))
+
+
+def _sides(
+    model: Any, graphs: Mapping[str, Path], threads: int = 0
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return what answers with logits to pixels, by name: the model and each graph."""
+    sides: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        TORCH: lambda pixels: torch_logits(model, pixels)
+    }
+    for name, path in graphs.items():
+        session = open_session(path, threads)
+        sides[name] = lambda pixels, session=session: logits_of(session, pixels)  # type: ignore[misc]
+    return sides
