@@ -130,8 +130,8 @@ def data_recipe(model: str, dataset: str | None) -> Recipe:
     recipe = load_recipe(str(folder / "recipe.yaml"))
     if recipe.objective == "multi_task":
         raise UserError(
-            f"{model}: its pictures were turned, which only training does; metrics.json has its"
-            " scores, and other tasks of the run can be named here"
+            f"{model}: is a run of several tasks, or its task of turned pictures; name tasks/NAME"
+            " of another task in the run's folder, or look into metrics.json for the scores"
         )
     recipe.dataset_name = _find_dataset(folder, recipe.dataset_name)
     return recipe
