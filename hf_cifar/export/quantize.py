@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import tempfile
 import warnings
@@ -51,7 +53,11 @@ def quantize(graph: Path, recipe: Recipe8Bit, pictures: Sequence[np.ndarray], ou
 
     root = logging.getLogger()
     level = root.level
-    with tempfile.TemporaryDirectory(prefix="hf-cifar-onnx-") as folder, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory(prefix="hf-cifar-onnx-") as folder,
+        contextlib.redirect_stdout(io.StringIO()),  # its histograms print
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         root.setLevel(logging.ERROR)  # its warnings name no logger of their own
         try:

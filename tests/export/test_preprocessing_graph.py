@@ -6,7 +6,7 @@ import pytest
 from transformers import BitImageProcessor, ConvNextImageProcessor, ViTImageProcessor
 
 pytest.importorskip("onnxruntime")
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
 from hf_cifar.errors import UserError
 from hf_cifar.export.preprocessing_graph import write_preprocessing_graph
@@ -25,7 +25,9 @@ PROCESSORS = {
 @pytest.fixture
 def pixels_as_logits(tmp_path):
     """A model file whose logits are its pixels."""
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    from onnx import TensorProto, helper, save
+
+    kind = TensorProto.FLOAT
     graph = helper.make_graph(
         [helper.make_node("Identity", ["pixel_values"], ["logits"])],
         "identity",
@@ -33,7 +35,7 @@ def pixels_as_logits(tmp_path):
         [helper.make_tensor_value_info("logits", kind, ["batch_size", 3, 96, 96])],
     )
     imports = [helper.make_opsetid("", 18)]
-    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10), tmp_path / "id.onnx")
+    save(helper.make_model(graph, opset_imports=imports, ir_version=10), tmp_path / "id.onnx")
     return tmp_path / "id.onnx"
 
 
