@@ -424,8 +424,20 @@ def recipes(draw):
     for name in ("random_resized_crop_scale", "random_resized_crop_ratio"):
         if values.get(name) is not None:
             values[name] = sorted((values[name] * 2)[:2])
-    if values.get("teacher") is not None:
+    if values.get("label_map") is not None:
+        values["label_map"] = {"new": ["a", 1], 2: ["b"]}
+    for name in ("tasks", "task_weighting"):
+        values.pop(name, None)
+    if draw(st.booleans()):
+        several = [{"name": "first"}, {"name": "second", "weight": 0.5, "label_map": None}]
+        values |= {"objective": "multi_task", "tasks": several, "task_weighting": "learned"}
+    elif values.get("unlabelled_dataset") is not None:
+        values["objective"] = "semi_supervised"
+    elif values.get("teacher") is not None:
         values["objective"] = "distillation"
+    for name, objective in (("teacher", "distillation"), ("unlabelled_dataset", "semi_supervised")):
+        if values.get("objective") != objective:
+            values.pop(name, None)
     if values.get("group_pattern") is not None:
         values |= {"group_pattern": r"(patient\d+)_", "group_column_name": None}
     if values.get("objective", "classification") not in SINGLE_LABEL:
