@@ -14,6 +14,7 @@ LAYERS = [  # lowest first; packages of one line don't need each other
     ["features", "training"],
     ["evaluation"],
     ["reporting"],
+    ["demo"],
     ["adaptation", "export", "hub", "methods", "objectives"],
     ["runs"],
     ["planning"],
