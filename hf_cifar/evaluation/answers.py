@@ -8,6 +8,7 @@ import torch
 
 from hf_cifar.evaluation.classifier import Classifier
 from hf_cifar.evaluation.known_pictures import read_known
+from hf_cifar.evaluation.operating_point import OperatingPoint, read_operating_point
 from hf_cifar.evaluation.reject import NONE_OF_THESE, Rejecter
 from hf_cifar.models.structure import head
 from hf_cifar.training.precision import Precision, set_weight_layout
@@ -27,14 +28,17 @@ class Answer(NamedTuple):
 class Answerer:
     """Gives the answers of `pipeline`. Where `hf-cifar calibrate` has chosen a threshold for the
     model, the answer "none of these" comes first for a picture below it; its score is the share of
-    validation pictures that look more like the classes.
+    validation pictures that look more like the classes. Where the run has chosen a threshold for
+    its positive class (`OperatingPoint`), the class that this decides for comes before the other.
 
     top: how many classes are named.
     """
 
     def __init__(self, classifier: Classifier, top: int, precision: Precision) -> None:
-        """Raises UserError where the model's known pictures are damaged."""
+        """Raises UserError where the model's known pictures or its thresholds are damaged."""
         self._classifier, self._top, self._precision = classifier, top, precision
+        where = f"{classifier.files.name}: config.json"
+        self._point = read_operating_point(classifier.model.config, classifier.labels, where)
         set_weight_layout(classifier.model, classifier.device, precision.channels_last)
         known = read_known(classifier)
         self._rejecter = Rejecter(known) if known is not None and known.reject is not None else None
@@ -57,7 +61,8 @@ class Answerer:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.autocast(classifier.device.type, torch.bfloat16, enabled=bf16):
             logits = classifier.model(pixel_values=pixels).logits.float().cpu()
-        best = classifier.scores(logits).topk(min(self._top, logits.shape[1]))
+        named = min(self._top, logits.shape[1]) if self._point is None else logits.shape[1]
+        best = classifier.scores(logits).topk(named)
         finite = logits.isfinite().all(-1).tolist()
         is_stranger, strangeness = None, None
         if self._rejecter is not None:
@@ -68,8 +73,20 @@ class Answerer:
                 {"label": classifier.labels[number], "score": score}
                 for score, number in zip(scores, best.indices[row].tolist(), strict=True)
             ]
+            if self._point is not None:
+                labels = _decided_first(labels, self._point)[: self._top]
             rejected = None if is_stranger is None else bool(is_stranger[row])
             if rejected and strangeness is not None:
                 labels.insert(0, {"label": NONE_OF_THESE, "score": float(strangeness[row])})
             answers.append(Answer(labels, rejected) if finite[row] else None)
         return answers
+
+
+def _decided_first(labels: list[dict[str, Any]], point: OperatingPoint) -> list[dict[str, Any]]:
+    """Return the answers of a two-class model with the class that the threshold decides for first.
+
+    labels: [{label, score}, ...] of both classes.
+    """
+    (positive,) = (answer for answer in labels if answer["label"] == point.positive_class)
+    rest = [answer for answer in labels if answer is not positive]
+    return [positive, *rest] if positive["score"] >= point.threshold else [*rest, positive]

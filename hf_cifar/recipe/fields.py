@@ -379,8 +379,8 @@ class RunKeys:
     target_specificity: Annotated[float, Gt(0), Lt(1)] | None = key(
         None,
         "two classes: choose on validation the threshold for the positive class that keeps this"
-        " specificity (0.95, say), keep it in the run, and report sensitivity and specificity on"
-        " test at it; null: none",
+        " specificity (0.95, say), keep it in the run for `predict` and `evaluate`, and report"
+        " sensitivity and specificity on test at it; null: none",
     )
     tta: Literal["none", "flip"] = key(
         "none",

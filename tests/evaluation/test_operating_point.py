@@ -109,6 +109,13 @@ def test_a_run_keeps_its_threshold_and_evaluate_applies_it(
         assert measured["operating_point"] == point
         for name in ("sensitivity", "specificity", "average_precision", "auroc"):
             assert measured[f"{split}_{name}"] == pytest.approx(metrics[f"{split}_{name}"])
+    assert main.run(["predict", str(run.path), defects, "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(answers) == 80
+    for answer in answers:
+        score = {entry["label"]: entry["score"] for entry in answer["labels"]}["defect"]
+        decided = "defect" if score >= point["threshold"] else "fine"
+        assert answer["labels"][0]["label"] == decided and len(answer["labels"]) == 2
     main.run(["evaluate", str(run.path)])
     out = capsys.readouterr().out
     assert f"defect from a probability of {point['threshold']:.4f} on" in out

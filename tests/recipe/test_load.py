@@ -443,7 +443,11 @@ def recipes(draw):
     if values.get("objective", "classification") not in SINGLE_LABEL:
         for name in NEED_SINGLE_LABEL:
             values.pop(name, None)
-    if values.get("class_weights") == "balanced" or values.get("method") == "linear":
+    if (
+        values.get("class_weights") == "balanced"
+        or values.get("method") == "linear"
+        or values.get("objective") == "semi_supervised"
+    ):
         values["sampler"] = "shuffled"
     if values.get("objective") == "distillation" and values.get("sampler") == "balanced":
         values["teacher_views"] = "plain"
