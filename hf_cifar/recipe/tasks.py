@@ -40,8 +40,14 @@ class Task:
     @property
     def images(self) -> tuple[Any, ...]:
         """What the images of the task depend on: tasks that have it in common share images."""
-        keys = [getattr(self.recipe, key) for key in (*SAME_DATA, *CUTS, *THINNING)]
-        return (self.orientation, *keys)
+        keys = [getattr(self.recipe, key) for key in (*CUTS, *THINNING)]
+        return (self.orientation, *self.data_set, *keys)
+
+    @property
+    def data_set(self) -> tuple[Any, ...]:
+        """Which data set the task is on, whichever way its folder is written."""
+        name, *others = (getattr(self.recipe, key) for key in SAME_DATA)
+        return (os.path.realpath(name) if os.path.exists(name) else name, *others)
 
     def classification_recipe(self) -> Recipe:
         """Return the recipe that trains this task alone on the same images."""
@@ -82,7 +88,8 @@ def read_tasks(recipe: Recipe, where: str = "recipe") -> list[Task]:
             raise UserError(f"{where}: tasks: two tasks are called {task.name}; rename one")
         tasks.append(task)
     for task in tasks:
-        _cut_by_the_first(task, [t for t in tasks if _data(t) == _data(task)], f"{where}: tasks")
+        on_same_data = [other for other in tasks if other.data_set == task.data_set]
+        _cut_by_the_first(task, on_same_data, f"{where}: tasks")
     return tasks
 
 
@@ -118,10 +125,6 @@ def _read_task(recipe: Recipe, entry: dict[str, Any], where: str) -> Task:
     if "dataset_name" in values:
         values["dataset_name"] = os.path.expanduser(values["dataset_name"])
     return Task(name, weight, orientation, dataclasses.replace(recipe, **values))
-
-
-def _data(task: Task) -> list[Any]:
-    return [getattr(task.recipe, key) for key in SAME_DATA]
 
 
 def _cut_by_the_first(task: Task, on_same_data: list[Task], where: str) -> None:

@@ -157,8 +157,12 @@ def test_turned_is_against_the_clock():
     assert corners == [1.0, 2.0, 4.0, 3.0]
 
 
-def test_another_label_column_is_read_without_pictures_and_cut_as_the_first(tmp_path, tiny, train):
+def test_another_label_column_is_read_without_pictures_and_cut_as_the_first(
+    tmp_path, tiny, train, monkeypatch
+):
     import datasets
+
+    monkeypatch.setenv("HF_CIFAR_CACHE", str(tmp_path / "cache"))
 
     rng = np.random.default_rng(0)
     rows = {
@@ -177,6 +181,7 @@ def test_another_label_column_is_read_without_pictures_and_cut_as_the_first(tmp_
     folder.mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / "train.parquet"))
     tasks = [{"name": n, "label_column_name": n} for n in ("shape", "colour")]
+    tasks[1]["dataset_name"] = f"{folder}/../data"
     run = train(
         "run", tiny("resnet"), dataset_name=str(folder), max_train_samples=None, **keys(*tasks)
     )
@@ -185,6 +190,7 @@ def test_another_label_column_is_read_without_pictures_and_cut_as_the_first(tmp_
     assert np.array_equal(splits[0].labels, splits[0].rows % 3)
     assert np.array_equal(splits[1].labels, 1 - splits[1].rows // 7 % 2)  # blue, red
     assert run.metrics["tasks"]["colour"]["labels"] == ["blue", "red"]
+    assert len(list((tmp_path / "cache").glob("**/pixels.npy"))) == 1  # decoded once
 
 
 # ---- what a run leaves ----
