@@ -41,6 +41,9 @@ from hf_cifar.recipe.fields import ModelKeys
 
 # Of a model that is described without weights; the largest image classifiers have 2,000 tensors.
 MAX_TENSORS, MAX_ELEMENTS = 10_000, 10**13
+# Keys of a config that say how a run's own answers are to be used, not those of a run that begins
+# with its model.
+CHOSEN_BY_A_RUN = ("operating_point", "positive_class", "reject")
 
 
 @dataclass
@@ -68,6 +71,8 @@ def load_backbone(keys: ModelKeys, label_names: list[str]) -> Backbone:
         model, processor, license = _pretrained(keys, label_names)
     size = _set_size(model, processor, keys)
     set_labels(model.config, label_names)
+    for key in CHOSEN_BY_A_RUN:
+        vars(model.config).pop(key, None)
     if keys.head_init == "zero":
         _, linear = head(model)
         nn.init.zeros_(linear.weight)

@@ -116,6 +116,10 @@ def test_a_run_keeps_its_threshold_and_evaluate_applies_it(
         score = {entry["label"]: entry["score"] for entry in answer["labels"]}["defect"]
         decided = "defect" if score >= point["threshold"] else "fine"
         assert answer["labels"][0]["label"] == decided and len(answer["labels"]) == 2
+    later = keys(defects, positive_class=None, target_specificity=None)
+    later |= {"model_name_or_path": str(run.path)}
+    config = Classification(make_recipe("later", later)).load_backbone().model.config
+    assert not hasattr(config, "operating_point") and not hasattr(config, "positive_class")
     main.run(["evaluate", str(run.path)])
     out = capsys.readouterr().out
     assert f"defect from a probability of {point['threshold']:.4f} on" in out
