@@ -103,6 +103,6 @@ def table(facts: dict[str, Any]) -> list[str]:
                 f" {pair['p_value']:.2g})"
             )
     if "int8_kind" in facts:
-        lines.append(f"int8 is {facts['int8_kind']}")
+        lines.append(f"int8 is {facts['int8_recipe']}")
     lines.append(f"opset {facts['opset']}, by {facts['exporter']}: {facts['exporter_reason']}")
     return lines

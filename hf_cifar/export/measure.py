@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,17 +43,24 @@ def torch_logits(model: Any, pixels: np.ndarray) -> np.ndarray:
 
 
 def all_logits(
-    classifier: Classifier, split: Split, graphs: Mapping[str, Path]
+    classifier: Classifier, split: Split, graphs: Mapping[str, Path], with_torch: bool = True
 ) -> dict[str, np.ndarray]:
     """Return float32 [n, C] for the images of a split: of the model, under `torch`, and of each
     graph. The model lies on the CPU.
     """
     sides = _sides(classifier.model, graphs)
+    if not with_torch:
+        del sides[TORCH]
     logits: dict[str, list[np.ndarray]] = {name: [] for name in sides}
     for pixels in pixel_batches(classifier, split, EVALUATED_AT_ONCE):
         for name, answer in sides.items():
             logits[name].append(answer(pixels))
     return {name: np.concatenate(parts) for name, parts in logits.items()}
+
+
+def accuracy_of(logits: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    """Return the share of images whose largest logit is the label's, by name."""
+    return {name: float((one.argmax(1) == labels).mean()) for name, one in logits.items()}
 
 
 def closeness(logits: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -80,23 +87,23 @@ def closeness(logits: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str,
 
 
 def speeds(
-    model: Any, graphs: Mapping[str, Path], side: int, *, turns: int = TURNS
+    model: Any, graphs: Mapping[str, Path], side: int, *, batches: Sequence[int] = BATCHES
 ) -> dict[str, dict[str, float]]:
     """Return images/s of the model and of each graph on one thread, by batch ("1", "32").
 
     All are timed in turn, and the median of the turns counts, so that a neighbour on the machine
-    costs all alike. side: of the images, in pixels.
+    costs all alike. side: of the images, in pixels. batches: sizes to measure.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         sides = _sides(model, graphs, threads=1)
         result: dict[str, dict[str, float]] = {name: {} for name in sides}
-        for batch in BATCHES:
+        for batch in batches:
             pixels = np.zeros((batch, 3, side, side), np.float32)
             passes = {name: _passes(answer, pixels) for name, answer in sides.items()}
             seconds: dict[str, list[float]] = {name: [] for name in sides}
-            for _ in range(turns):
+            for _ in range(TURNS):
                 for name, answer in sides.items():
                     began = time.perf_counter()
                     for _ in range(passes[name]):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import tempfile
 import warnings
@@ -24,22 +22,24 @@ class Recipe8Bit:
     """A way to make an 8-bit graph.
 
     kind: static, with the ranges of activations measured beforehand, which suits convolutions; or
-    dynamic, with ranges taken from each picture, which suits transformers. calibration: how a
-    static one takes a range from the values that were seen; None for a dynamic one.
+    dynamic, with ranges taken from each picture, which suits transformers. float_share: of the
+    convolutions, from the first on, that stay float32.
     """
 
     kind: str
-    calibration: str | None
+    float_share: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.kind} ({self.calibration})" if self.calibration else self.kind
+        return f"{self.kind}, first third in float32" if self.float_share else self.kind
 
 
-# Smallest to largest value, the range that most activations fill; and one that leaves out the
-# rarest values, where a few of them are so large that nothing remains for the others.
-STATIC, DYNAMIC = Recipe8Bit("static", "minmax"), Recipe8Bit("dynamic", None)
-STATIC_WITHOUT_OUTLIERS = Recipe8Bit("static", "percentile")
-PERCENTILE = 99.99
+# Ways of a later round are tried where none of the rounds before keeps the accuracy. The first
+# third of EfficientNet-Lite0's convolutions holds under 2 % of its weights and causes most of the
+# loss: in float32 it lets 98.5 % of 200 images keep their first answer, 95.5 % in 8 bits.
+ROUNDS = (
+    (Recipe8Bit("static"), Recipe8Bit("dynamic")),
+    (Recipe8Bit("static", float_share=1 / 3),),
+)
 
 
 def quantize(graph: Path, recipe: Recipe8Bit, pictures: Sequence[np.ndarray], out: Path) -> None:
@@ -53,11 +53,7 @@ def quantize(graph: Path, recipe: Recipe8Bit, pictures: Sequence[np.ndarray], ou
 
     root = logging.getLogger()
     level = root.level
-    with (
-        tempfile.TemporaryDirectory(prefix="hf-cifar-onnx-") as folder,
-        contextlib.redirect_stdout(io.StringIO()),  # its histograms print
-        warnings.catch_warnings(),
-    ):
+    with tempfile.TemporaryDirectory(prefix="hf-cifar-onnx-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root.setLevel(logging.ERROR)  # its warnings name no logger of their own
         try:
@@ -68,10 +64,6 @@ def quantize(graph: Path, recipe: Recipe8Bit, pictures: Sequence[np.ndarray], ou
                     prepared, out, per_channel=True, weight_type=ort.QuantType.QInt8
                 )
                 return
-            methods = {
-                "minmax": ort.CalibrationMethod.MinMax,
-                "percentile": ort.CalibrationMethod.Percentile,
-            }
             ort.quantize_static(
                 prepared,
                 out,
@@ -79,11 +71,19 @@ def quantize(graph: Path, recipe: Recipe8Bit, pictures: Sequence[np.ndarray], ou
                 per_channel=True,
                 activation_type=ort.QuantType.QUInt8,
                 weight_type=ort.QuantType.QInt8,
-                calibrate_method=methods[recipe.calibration or ""],
-                extra_options={"CalibPercentile": PERCENTILE},
+                nodes_to_exclude=_first_convolutions(prepared, recipe.float_share),
             )
         finally:
             root.setLevel(level)
+
+
+def _first_convolutions(graph: Path, share: float) -> list[str]:
+    """Return the names of the first convolutions of a file, `share` of all."""
+    import onnx
+
+    nodes = onnx.load(graph).graph.node
+    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+    return convolutions[: round(share * len(convolutions))]
 
 
 class _Pictures:

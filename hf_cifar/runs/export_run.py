@@ -175,7 +175,7 @@ def _make_8_bit(
     shutil.copyfile(chosen.path, paths[INT8])
     return {
         "int8_kind": chosen.recipe.kind,
-        "int8_calibration": chosen.recipe.calibration,
+        "int8_recipe": str(chosen.recipe),
         "int8_tried": {
             str(one.recipe): {"loss": one.loss, "images_per_second": one.speed} for one in tried
         },
