@@ -11,6 +11,7 @@ from typing import Any
 from hf_cifar.errors import UserError
 from hf_cifar.models.model_files import KNOWN_PICTURES
 from hf_cifar.recipe.load import load_recipe
+from hf_cifar.reporting.hub_metadata import eval_results
 from hf_cifar.reporting.model_card import render_card
 
 CLASSIFICATION = "image-classification"  # the task of a run whose metrics.json names no other
@@ -36,6 +37,7 @@ OPTIONAL = (
     "tasks/*/*.yaml",
     "tasks/*/plots/*.png",
 )
+EVAL_RESULTS = ".eval_results/hf-cifar.yaml"  # made for each push
 GRAPHS = "onnx/*.onnx"  # what `hf-cifar export` writes, pushed only on request
 
 Files = dict[str, Path | bytes]
@@ -64,7 +66,7 @@ def finished_metrics(run: Path) -> dict[str, Any]:
             metrics = {}
     if (run / "adapter").is_dir() or metrics.get("adapter"):
         missing += [name for name in ADAPTER if not (run / name).is_file()]
-    if _rejects(run) and not (run / KNOWN_PICTURES).is_file():
+    if rejects(run) and not (run / KNOWN_PICTURES).is_file():
         missing.append(KNOWN_PICTURES)
     if missing:
         raise UserError(
@@ -87,7 +89,7 @@ def files_to_push(run: Path, metrics: dict[str, Any], repo: str, onnx: bool = Fa
     optional = [name for name in names if is_optional(name, onnx)]
     if onnx and not any(name.startswith("onnx/") for name in optional):
         raise UserError(f"{run}: has no onnx/*.onnx; run `hf-cifar export {run}` first")
-    if not _rejects(run):  # `predict` makes use of that file only where the config says so
+    if not rejects(run):  # `predict` makes use of that file only where the config says so
         optional = [name for name in optional if name != KNOWN_PICTURES]
     files: Files = {name: run / name for name in (*REQUIRED, *optional)}
     for name in [name for name in files if Path(name).name == "recipe.yaml"]:
@@ -102,6 +104,8 @@ def files_to_push(run: Path, metrics: dict[str, Any], repo: str, onnx: bool = Fa
         plots = [Path(name).stem for name in optional if name.startswith("plots/")]
         files["README.md"] = _card_for(run, metrics, public_metrics, plots).encode()
         files["metrics.json"] = (json.dumps(public_metrics, indent=1) + "\n").encode()
+    if (results := eval_results(metrics)) is not None:
+        files[EVAL_RESULTS] = results.encode()
     return files
 
 
@@ -110,12 +114,12 @@ def is_optional(name: str, onnx: bool = False) -> bool:
 
     onnx: exported graphs are such files, too.
     """
-    patterns = (*OPTIONAL, GRAPHS) if onnx else OPTIONAL
+    patterns = (*OPTIONAL, EVAL_RESULTS, *([GRAPHS] if onnx else []))
     expressions = [re.escape(pattern).replace(r"\*", "[^./][^/]*") for pattern in patterns]
     return any(re.fullmatch(expression, name) for expression in expressions)
 
 
-def _rejects(run: Path) -> bool:
+def rejects(run: Path) -> bool:
     """Return whether config.json says that `hf-cifar calibrate` chose when to reject a picture."""
     try:
         config = json.loads((run / "config.json").read_text(encoding="utf-8"))

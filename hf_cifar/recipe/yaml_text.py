@@ -95,6 +95,6 @@ def expanded_length(node: yaml.Node, lengths: dict[int, float]) -> float:
     return lengths[id(node)]
 
 
-def write_yaml(values: dict[str, Any]) -> str:
+def write_yaml(values: dict[str, Any] | list[Any]) -> str:
     """Return `values` as YAML that `read_yaml` reads back to equal values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)

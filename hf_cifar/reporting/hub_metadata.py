@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from hf_cifar.recipe.yaml_text import write_yaml
 from hf_cifar.text import visible
 
 # Identifiers on the Hub's page "Licenses" that weights are published under. The Hub refuses a card
@@ -51,7 +52,7 @@ def hub_metadata(metrics: dict[str, Any], name: str, data: dict[str, Any] | None
     base = base if is_hub_id(base) else None
     relation = "adapter" if metrics.get("adapter") else "finetune"
     card = ModelCardData(
-        **_license(metrics.get("license")),
+        **license_keys(metrics.get("license")),
         library_name="transformers",
         pipeline_tag=task,
         tags=[tag for tag in tags if tag],
@@ -65,6 +66,32 @@ def hub_metadata(metrics: dict[str, Any], name: str, data: dict[str, Any] | None
     if not results:
         card.pop("model_name")  # part of the model-index; the Hub knows no such key by itself
     return card.to_yaml()
+
+
+def eval_results(metrics: dict[str, Any]) -> str | None:
+    """Return the YAML of `.eval_results/*.yaml`, which the Hub shows with the data set's results;
+    `model-index` is its older form. None for data without an id on the Hub.
+
+    metrics: metrics.json.
+    """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    data = dataset_facts(metrics["dataset"]) if metrics.get("dataset") else None
+    if data is None or data["hub"] is None or metrics.get("test_accuracy") is None:
+        return None
+    notes = "accuracy on the test split"
+    if samples := metrics.get("test_samples"):
+        recipe = metrics.get("recipe") or {}
+        in_part = metrics["dataset"] == "sample" or recipe.get("max_eval_samples")
+        part = "a part of the test split" if in_part else "the test split"
+        notes = f"accuracy on {part}: {samples:,} images"
+    entry = EvalResultEntry(
+        dataset_id=data["hub"],
+        task_id="default",
+        value=metrics["test_accuracy"],
+        notes=notes,
+    )
+    return write_yaml(eval_result_entries_to_yaml([entry]))
 
 
 def is_hub_id(name: str) -> bool:
@@ -91,7 +118,8 @@ def dataset_facts(name: str) -> dict[str, Any]:
     return {"title": title, "hub": "uoft-cs/cifar10", "cifar10": True}
 
 
-def _license(name: str | None) -> dict[str, Any]:
+def license_keys(name: str | None) -> dict[str, Any]:
+    """Return the keys of a card's metadata that name a licence; none without one."""
     if not name:
         return {}
     identifier = re.sub(r"[^a-z0-9.+-]+", "-", name.lower()).strip("-")

@@ -12,6 +12,7 @@ from helpers.hub_fixtures import STAYS_HERE, USER, Client
 from helpers.hub_server import HubServer
 
 PUSHED = [
+    ".eval_results/hf-cifar.yaml",
     *(
         "README.md",
         "config.json",
