@@ -43,8 +43,8 @@ LAUNCH: dict[str, Any] = {  # what every way to serve the page has in common
     "mcp_server": False,
     "pwa": False,
     "enable_monitoring": False,
-    # Fonts of the reader's own machine: the default theme's come from another server.
     "css": "#picture img { width: 100%; height: 100%; object-fit: contain; }",
+    # Fonts of the reader's own machine: the default theme's come from another server.
     "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
 }
 
@@ -175,6 +175,8 @@ def _to_8_bits(values: np.ndarray, deep_pixels: Any) -> PIL.Image.Image:
         raise NoPicture("This picture has more than 8 bits a channel; convert it to 8 bits.")
     whole = (0.0, 1.0) if values.dtype.kind == "f" else (0.0, 65_535.0)
     low, high = whole if deep_pixels == "type" else deep_pixels
+    if deep_pixels == "type" and not (values.min() >= low and values.max() <= high):
+        raise NoPicture("This picture has values beyond the range of its type.")
     scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
     grey = np.clip(scaled, 0, 255).round().astype(np.uint8)
     return PIL.Image.fromarray(np.stack([grey] * 3, axis=-1))

@@ -35,7 +35,7 @@ def make_server(run: str, folder: Path) -> uvicorn.Server:
 
     folder: of `private_folder`. Raises UserError for a model that can't be loaded.
     """
-    classifier = load_classifier(run)
+    classifier = load_classifier(run, several_labels=True)
     path = Path(run).expanduser()
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     facts = page_facts(classifier, metrics, path.resolve().name)

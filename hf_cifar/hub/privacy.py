@@ -39,7 +39,7 @@ COMMON_NAMES = frozenset(
     localhost.localdomain gpu test train main data model models cifar cifar10 vit
     """.split()  # noqa: SIM905 (26 lines of list)
 )
-TEXT_SUFFIXES = {".json", ".md", ".yaml", ".yml", ".txt"}
+TEXT_SUFFIXES = {".json", ".md", ".py", ".yaml", ".yml", ".txt"}
 MOST_HEADER = 100_000_000  # bytes of a safetensors header; the library refuses a longer one
 
 

@@ -18,7 +18,7 @@ TOLERANCE = 1e-4  # of a probability, between two loads of the same weights
 
 def read_back(repo: Repo, commit: str, files: Files, run: Path) -> None:
     """Download `files` of a commit into an empty cache and compare them, and the answers of the
-    model, with those of the run.
+    model in a model repo, with those of the run.
 
     Raises OSError where they differ.
     """
@@ -29,20 +29,30 @@ def read_back(repo: Repo, commit: str, files: Files, run: Path) -> None:
             folder = downloaded.parents[path.count("/")]
             if FileHashes.of(downloaded) != FileHashes.of(file):
                 raise OSError(f"{path} came back from the Hub with another checksum than was sent")
+        checked = f"checked: {len(files)} files have the checksums that were sent"
+        if repo.kind != "model":
+            repo.retry.say(checked)
+            return
         for expected, answer in zip(_answers(run), _answers(folder), strict=True):
             if expected.keys() != answer.keys() or any(
                 abs(expected[label] - answer[label]) >= TOLERANCE for label in expected
             ):
                 raise OSError("the model on the Hub gives other answers than the run's")
     repo.retry.say(
-        f"checked: {len(files)} files have the checksums that were sent, and `pipeline` gives the"
-        f" same answers to {len(_test_images())} images"
+        f"{checked}, and `pipeline` gives the same answers to {len(_test_images())} images"
     )
 
 
 def _download(repo: Repo, commit: str, path: str, cache: str) -> Any:
     return lambda: Path(
-        hf_hub_download(repo.name, path, revision=commit, cache_dir=cache, token=repo.api.token)
+        hf_hub_download(
+            repo.name,
+            path,
+            revision=commit,
+            cache_dir=cache,
+            token=repo.api.token,
+            repo_type=repo.kind,
+        )
     )
 
 

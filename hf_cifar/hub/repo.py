@@ -1,4 +1,4 @@
-"""A model repo on the Hub: what it holds, and commits to it."""
+"""A repo on the Hub: what it holds, and commits to it."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ class Branch:
 
 @dataclass(frozen=True)
 class Repo:
-    """A branch of the model repo `name` ("user/name"), with the right to write by the token of
-    `api`.
+    """A branch of the repo `name` ("user/name"), with the right to write by the token of `api`.
+
+    kind: "model" or "space".
     """
 
     api: HfApi
@@ -68,6 +69,12 @@ class Repo:
     branch: str
     private: bool
     retry: Retry
+    kind: str = "model"
+
+    @property
+    def path(self) -> str:
+        """Where it is on the Hub's own pages."""
+        return self.name if self.kind == "model" else f"{self.kind}s/{self.name}"
 
     def read(self) -> Branch:
         """Return the state of the branch. Raises UserError for a public repo if a private one is
@@ -77,7 +84,7 @@ class Repo:
 
     def _read(self) -> Branch:
         try:
-            info = self.api.model_info(self.name)
+            info = self.api.repo_info(self.name, repo_type=self.kind)
         except RepositoryNotFoundError as error:
             if error.response.status_code == 401:
                 self.api.whoami()  # raises if the token is invalid, which is the likelier cause
@@ -88,16 +95,21 @@ class Repo:
                 " without --private"
             )
         try:
-            head = self.api.model_info(self.name, revision=self.branch).sha
+            head = self._head()
         except RevisionNotFoundError:
             return Branch(None, {}, repo_exists=True)
         hashes = {}
-        for entry in self.api.list_repo_tree(self.name, recursive=True, revision=head):
+        for entry in self.api.list_repo_tree(
+            self.name, recursive=True, revision=head, repo_type=self.kind
+        ):
             if lfs := getattr(entry, "lfs", None):
                 hashes[entry.path] = lfs.sha256
             elif blob := getattr(entry, "blob_id", None):
                 hashes[entry.path] = blob
         return Branch(head, hashes, repo_exists=True)
+
+    def _head(self) -> str | None:
+        return self.api.repo_info(self.name, repo_type=self.kind, revision=self.branch).sha
 
     def create(self, state: Branch) -> str:
         """Create the repo and the branch, if they are missing, and return the branch's head."""
@@ -105,18 +117,24 @@ class Repo:
         if not state.repo_exists:
             self.retry(
                 "creating the repo",
-                lambda: api.create_repo(self.name, private=self.private, exist_ok=True),
+                lambda: api.create_repo(
+                    self.name,
+                    private=self.private,
+                    exist_ok=True,
+                    repo_type=self.kind,
+                    space_sdk="gradio" if self.kind == "space" else None,
+                ),
             )
         if state.head is not None:
             return state.head
         if self.branch != "main":
             self.retry(
                 "creating the branch",
-                lambda: api.create_branch(self.name, branch=self.branch, exist_ok=True),
+                lambda: api.create_branch(
+                    self.name, branch=self.branch, exist_ok=True, repo_type=self.kind
+                ),
             )
-        head = self.retry(
-            "reading the repo", lambda: api.model_info(self.name, revision=self.branch).sha
-        )
+        head = self.retry("reading the repo", self._head)
         assert head is not None
         return head
 
@@ -126,7 +144,9 @@ class Repo:
         removed = [CommitOperationDelete(path) for path in deleted]
         # Uploaded before the commit, so that repeating the commit doesn't repeat the upload. The
         # upload is repeated by huggingface_hub itself.
-        self.api.preupload_lfs_files(self.name, added, revision=self.branch, free_memory=False)
+        self.api.preupload_lfs_files(
+            self.name, added, revision=self.branch, free_memory=False, repo_type=self.kind
+        )
         return self.retry(
             "committing",
             lambda: (
@@ -136,6 +156,7 @@ class Repo:
                     commit_message=message,
                     revision=self.branch,
                     parent_commit=head,
+                    repo_type=self.kind,
                 ).oid
             ),
         )
