@@ -37,7 +37,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from hf_cifar.data.image_store import ImageTable
     from hf_cifar.data.splits import Split
     from hf_cifar.evaluation.backbone_recipe import backbone_recipe
-    from hf_cifar.evaluation.drift import drift_p_value, estimate_accuracy
+    from hf_cifar.evaluation.drift import drift_p_value
+    from hf_cifar.evaluation.estimated_accuracy import accuracy_by_confidence, accuracy_by_transport
     from hf_cifar.evaluation.few_shot import load_few_shot_data
     from hf_cifar.evaluation.known_pictures import first_images
     from hf_cifar.evaluation.left_out_classes import leave_classes_out, separation
@@ -88,10 +89,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     def compare(features: Any, answers: Any) -> dict[str, Any]:
         logits = torch.addmm(known.bias, features, known.weight.T)
-        estimate = estimate_accuracy(validation, correct, logits)
         result = {
             "p_value": drift_p_value(pool[held_out], features),
-            "estimated_accuracy": estimate,
+            "estimated_accuracy": accuracy_by_transport(validation, labels[held_out], logits),
+            "estimated_accuracy_other_mix": accuracy_by_confidence(validation, correct, logits),
         }
         if answers is not None:
             result["accuracy"] = float((logits.argmax(1) == answers).double().mean())
@@ -112,6 +113,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         split = Split(kind, store, np.arange(len(store)), first.labels)
         sets[kind] = compare(features_of(split), torch.from_numpy(first.labels))
     sets["Fashion-MNIST"] = compare(others[:500], None)
+    three = torch.from_numpy(np.flatnonzero(test.labels < 3)[:500])
+    three_classes = compare(test_features[three], truth[three])
     errors = [
         abs(s["accuracy"] - s["estimated_accuracy"]) for s in sets.values() if "accuracy" in s
     ]
@@ -131,6 +134,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "fresh_draws": draws,
         "false_alarms": sum(draw["p_value"] < 0.01 for draw in draws),
         "shifted": sets,
+        "three_classes_of_ten": three_classes,
         "mean_error_of_estimated_accuracy": float(np.mean(errors)),
         **common.machine_facts(study.frozen.device),
     }

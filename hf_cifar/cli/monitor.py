@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     say(f"{verdict}: p-value {result['p_value']:.3g} of {result['pictures']} pictures")
     say(
         f"estimated accuracy {result['estimated_accuracy']:.4f}"
-        f" ({result['validation_accuracy']:.4f} on validation)"
+        f" ({result['validation_accuracy']:.4f} on validation), or"
+        f" {result['estimated_accuracy_other_mix']:.4f} if the classes don't come as often as there"
     )
     if result["strangers"] is not None:
         say(f"strangers {result['strangers']:.1%}")

@@ -41,20 +41,3 @@ def _some(features: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
     if len(features) <= MOST:
         return features
     return features[torch.from_numpy(random.choice(len(features), MOST, replace=False))]
-
-
-def estimate_accuracy(validation: torch.Tensor, correct: np.ndarray, now: torch.Tensor) -> float:
-    """Return the accuracy to expect on pictures without labels, by average thresholded confidence
-    (Garg et al. 2022): the share whose negative entropy is above the threshold that as large a
-    share of validation lies above as the model gets right there.
-
-    validation, now: logits, float32 [n, C] and [m, C]. correct: bool [n].
-    """
-    scores, new_scores = _negative_entropy(validation), _negative_entropy(now)
-    threshold = np.quantile(scores, 1 - correct.mean())
-    return float((new_scores >= threshold).mean())
-
-
-def _negative_entropy(logits: torch.Tensor) -> np.ndarray:
-    logs = logits.double().log_softmax(1)
-    return (logs.exp() * logs).sum(1).numpy()

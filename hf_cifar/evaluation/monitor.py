@@ -9,7 +9,8 @@ import torch
 
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import load_classifier
-from hf_cifar.evaluation.drift import drift_p_value, estimate_accuracy
+from hf_cifar.evaluation.drift import drift_p_value
+from hf_cifar.evaluation.estimated_accuracy import accuracy_by_confidence, accuracy_by_transport
 from hf_cifar.evaluation.known_pictures import (
     KnownPictures,
     compute_known,
@@ -27,8 +28,9 @@ WORST = 10  # that are named
 
 
 def monitor(model: str, pictures: str, p: float) -> dict[str, Any]:
-    """Return `p_value` and `drift`, `estimated_accuracy`, the share of `strangers`, and `worst`,
-    the pictures that look least like what the model knows.
+    """Return `p_value` and `drift`; `estimated_accuracy`, where the classes come as often as in
+    validation, and `estimated_accuracy_other_mix`, where they don't; the share of `strangers`; and
+    `worst`, the pictures that look least like what the model knows.
 
     model: a finished run; what `hf-cifar calibrate` stored with it is used, else its data is read
     again. pictures: a folder, or a data set. p: below it, there is drift.
@@ -59,7 +61,8 @@ def compare(
     result: dict[str, Any] = {
         "p_value": p_value,
         "drift": p_value < p,
-        "estimated_accuracy": estimate_accuracy(before, correct, logits),
+        "estimated_accuracy": accuracy_by_transport(before, stored.labels, logits),
+        "estimated_accuracy_other_mix": accuracy_by_confidence(before, correct, logits),
         "validation_accuracy": float(correct.mean()),
         "strangers": None,
         "pictures": len(features),

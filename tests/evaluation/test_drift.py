@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_cifar.evaluation.drift import drift_p_value, estimate_accuracy
+from hf_cifar.evaluation.drift import drift_p_value
+from hf_cifar.evaluation.estimated_accuracy import accuracy_by_confidence, accuracy_by_transport
 from hf_cifar.evaluation.left_out_classes import leave_classes_out, separation, without_class
 from hf_cifar.evaluation.stranger_scores import SCORES, Known, stranger_scores
 
@@ -42,9 +43,20 @@ def test_expected_accuracy_falls_with_the_signal():
     validation, correct = answers(3.0, 0)
     for signal in (3.0, 2.5, 2.0):
         logits, truth = answers(signal, 1)
-        assert estimate_accuracy(validation, correct, logits) == pytest.approx(
-            truth.mean(), abs=0.06
-        )
+        by_confidence = accuracy_by_confidence(validation, correct, logits)
+        assert by_confidence == pytest.approx(truth.mean(), abs=0.06)
+        by_transport = accuracy_by_transport(validation, torch.arange(2000) % 4, logits)
+        assert by_transport == pytest.approx(truth.mean(), abs=0.1)  # it trusts confidence
+
+
+def test_answering_one_class_to_everything_is_found_out_unless_no_other_class_comes():
+    even, one_class = torch.arange(40) % 4, torch.zeros(40, dtype=torch.int64)
+    right = 9.0 * torch.nn.functional.one_hot(even, 4)
+    right[3] = right[4]  # a mistake, without which no temperature would be the best
+    answers = torch.tensor([9.0, 0, 0, 0]).repeat(100, 1)
+    assert accuracy_by_transport(right, even, answers) == pytest.approx(0.25, abs=0.05)
+    right = 9.0 * torch.nn.functional.one_hot(one_class, 4)
+    assert accuracy_by_transport(right, one_class, answers) == pytest.approx(1.0, abs=0.05)
 
 
 def test_every_score_is_high_for_the_known_and_low_for_strangers():
