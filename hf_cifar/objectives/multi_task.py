@@ -92,6 +92,7 @@ class MultiTask(Objective):
         self.labels_of: dict[str, list[str]] = {}  # in the order of the tasks
         self.image_sets: list[ImageSet] = []
         self._load_images()
+        self.data_of = {n: s.data for s in self.image_sets for n in s.tasks}  # by a task's number
         self.columns = list(task_columns(self.labels_of).values())
         self.labels: dict[str, np.ndarray] = {}  # of the evaluation datasets
         self.results: list[TaskResult] = []
@@ -260,7 +261,7 @@ class MultiTask(Objective):
         """
         scores: dict[str, dict[str, Any]] = {}
         for number, task in enumerate(self.tasks):
-            (data,) = (s.data for s in self.image_sets if number in s.tasks)
+            data = self.data_of[number]
             scores[task.name] = {
                 "labels": self.labels_of[task.name],
                 "weight": task.weight,
@@ -289,22 +290,31 @@ class MultiTask(Objective):
                 log_variances = logits[0, self.columns[-1].stop :].astype(np.float64)
                 for of_task, log_variance in zip(scores.values(), log_variances, strict=True):
                     of_task["learned_weight"] = float(np.exp(-log_variance))
-        self.results = [self._result(task, scores[task.name], of_test) for task in self.tasks]
+        for of_task in scores.values():
+            if "validation_accuracy" in of_task:
+                gap = of_task["train_accuracy"] - of_task["validation_accuracy"]
+                of_task["train_validation_gap"] = gap
+        self.results = [
+            self._result(number, scores[task.name], *of_test.get(task.name, (None, None)))
+            for number, task in enumerate(self.tasks)
+        ]
         return metrics | {"tasks": scores}
 
     def _result(
         self,
-        task: Task,
+        number: int,
         scores: dict[str, Any],
-        of_test: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        labels: np.ndarray | None,
+        probabilities: np.ndarray | None,
     ) -> TaskResult:
-        """Return what the folder of a task is written from."""
-        labels, probabilities = of_test.get(task.name, (None, None))
-        (image_set,) = (s for s in self.image_sets if self.tasks.index(task) in s.tasks)
+        """Return what the folder of a task is written from.
+
+        labels, probabilities: int64 [n] and float64 [n, C] of the test images, if there are any.
+        """
+        task, split = self.tasks[number], self.data_of[number].test
         recipe = self.recipe if task.orientation else task.classification_recipe()
 
         def pictures(rows: Sequence[int]) -> list[np.ndarray]:
-            split = image_set.data.test
             assert split is not None and labels is not None
             shown = [split.images.picture(int(split.rows[row])) for row in rows]
             if not task.orientation:
