@@ -95,8 +95,8 @@ class DataKeys:
     label_column_name: str | None = key(
         None,
         "column that holds the labels; default: the one of feature type ClassLabel. For multi_label"
-        " its rows are lists of labels or texts such as `cat|dog` (`|` alone: none), or name several"
-        " columns of 0 and 1, with commas between them",
+        " its rows are lists of labels or texts such as `cat|dog` (`|` alone: none), or name"
+        " several columns of 0 and 1, with commas between them",
     )
     label_map: dict[str | int, list[str | int]] | None = key(
         None,
