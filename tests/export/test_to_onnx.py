@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from helpers import tiny_models
+from packaging.version import Version
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -24,16 +26,18 @@ def test_a_graph_answers_as_its_model_at_any_batch(family, tmp_path):
     model = tiny_models.build(family)
     exported = to_onnx(model, tiny_models.SIZE, family)
     exported.save(tmp_path / "model.onnx")
-    assert exported.exporter == "transformers.exporters"
+    if Version(transformers.__version__) >= Version("5.24"):
+        assert exported.exporter == "transformers.exporters"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = open_session(tmp_path / "model.onnx")
     assert [one.shape for one in session.get_inputs()] == [["batch_size", 3, 32, 32]]
-    for count in (1, 2, 7, 5):
+    for count in (1, 2, 7, 990):
         images = torch.randn(count, 3, tiny_models.SIZE, tiny_models.SIZE)
         with torch.inference_mode():
             expected = model(pixel_values=images).logits.numpy()
         answers = logits_of(session, images.numpy())
         assert answers.shape == (count, 10) and np.abs(answers - expected).max() < 1e-4
+        assert np.array_equal(answers.argmax(1), expected.argmax(1))
     content = (tmp_path / "model.onnx").read_bytes()
     assert b"site-packages" not in content and b".py" not in content
 
