@@ -39,8 +39,10 @@ MODULES = {  # file in the Space -> file of this package
     "heat_maps.py": "evaluation/heat_maps.py",
     "stranger_scores.py": "evaluation/stranger_scores.py",
 }
-PINNED = ("gradio", "grad-cam", "huggingface_hub", "numpy", "pillow", "safetensors", "torch")
-PINNED += ("torchvision", "transformers")
+PINNED = (
+    *("gradio", "grad-cam", "huggingface_hub", "numpy", "pillow", "safetensors"),
+    *("torch", "torchvision", "transformers"),
+)
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 
