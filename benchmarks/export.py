@@ -3,7 +3,7 @@
 Each run is exported into a folder that is removed afterwards. Float32 should answer as torch does;
 8 bits should lose 0.5 points at most, take 30 % of the size at most and answer at least 1.5 times
 as many images/s as torch at batch 1 on one thread. Speeds are medians of turns, one side after the
-other.
+other, by seconds of the processor.
 """
 
 from __future__ import annotations

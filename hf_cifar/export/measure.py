@@ -91,8 +91,10 @@ def speeds(
 ) -> dict[str, dict[str, float]]:
     """Return images/s of the model and of each graph on one thread, by batch ("1", "32").
 
-    All are timed in turn, and the median of the turns counts, so that a neighbour on the machine
-    costs all alike. side: of the images, in pixels. batches: sizes to measure.
+    All are timed in turn, and the median of the turns counts. The seconds are those that the
+    processor computes for this process: on a machine that others use too, seconds of the clock
+    would favour what is done before the first interruption. side: of the images, in pixels.
+    batches: sizes to measure.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -105,10 +107,10 @@ def speeds(
             seconds: dict[str, list[float]] = {name: [] for name in sides}
             for _ in range(TURNS):
                 for name, answer in sides.items():
-                    began = time.perf_counter()
+                    began = time.process_time()
                     for _ in range(passes[name]):
                         answer(pixels)
-                    seconds[name].append((time.perf_counter() - began) / passes[name])
+                    seconds[name].append((time.process_time() - began) / passes[name])
             for name, times in seconds.items():
                 result[name][str(batch)] = batch / statistics.median(times)
         return result
@@ -119,9 +121,10 @@ def speeds(
 def _passes(answer: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> int:
     """Return how many passes a turn needs, after one to warm up."""
     answer(pixels)
-    began = time.perf_counter()
+    began = time.process_time()
     answer(pixels)
-    return int(np.clip(SHORTEST_TURN / (time.perf_counter() - began), 1, MOST_PASSES))
+    seconds = max(time.process_time() - began, SHORTEST_TURN / MOST_PASSES)
+    return max(1, round(SHORTEST_TURN / seconds))
 
 
 def _sides(
