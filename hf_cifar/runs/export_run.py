@@ -23,7 +23,7 @@ from hf_cifar.data.splits import Split
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import Classifier, load_classifier
 from hf_cifar.evaluation.target_data import load_target, target_recipe
-from hf_cifar.export.choose_8_bit import choose_8_bit
+from hf_cifar.export.choose_8_bit import choose_8_bit, choose_closest
 from hf_cifar.export.measure import TORCH, all_logits, closeness, speeds
 from hf_cifar.export.preprocessing_graph import write_preprocessing_graph
 from hf_cifar.export.quantize import write_half
@@ -44,7 +44,7 @@ FILES = {
 }
 BESIDE = ("config.json", "preprocessor_config.json")  # what a reader of the graph needs as well
 REPORT = "export.json"
-CALIBRATION_IMAGES, JUDGING_IMAGES = 128, 500
+CALIBRATION_IMAGES, JUDGES, TRAIN_JUDGES = 128, 500, 100
 CLASSIFICATION = "image-classification"
 
 
@@ -158,29 +158,34 @@ def _make_8_bit(
     classifier: Classifier, recipe: Recipe, run: Path, paths: dict[str, Path], max_loss: float
 ) -> dict[str, Any]:
     """Write the 8-bit graph and return how it was made and chosen."""
-    train, train_labels = load_target(classifier, recipe, "train")
+    train, _ = load_target(classifier, recipe, "train")
     order = np.random.Generator(np.random.Philox(recipe.seed)).permutation(len(train))
     first = min(CALIBRATION_IMAGES, (len(train) + 1) // 2)
     calibration = _rows(train, np.sort(order[:first]))
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     if metrics.get("validation_samples"):
         judges, labels = load_target(classifier, recipe, "validation")
-        places = np.arange(min(len(judges), JUDGING_IMAGES))
+        judges, labels = _rows(judges, np.arange(len(judges))[:JUDGES]), labels[:JUDGES]
+        chosen, tried = choose_8_bit(
+            paths[FLOAT32], classifier, calibration, (judges, labels), max_loss
+        )
     else:
-        judges, labels = train, train_labels
-        places = np.sort(order[first : first + JUDGING_IMAGES])
-    chosen, tried = choose_8_bit(
-        paths[FLOAT32], classifier, calibration, (_rows(judges, places), labels[places]), max_loss
-    )
+        judges = _rows(train, np.sort(order[first : first + TRAIN_JUDGES]))
+        chosen, tried = choose_closest(paths[FLOAT32], classifier, calibration, judges)
     shutil.copyfile(chosen.path, paths[INT8])
     return {
         "int8_kind": chosen.recipe.kind,
         "int8_recipe": str(chosen.recipe),
         "int8_tried": {
-            str(one.recipe): {"loss": one.loss, "images_per_second": one.speed} for one in tried
+            str(one.recipe): {
+                "loss": one.loss,
+                "logit_difference": one.difference,
+                "images_per_second": one.speed,
+            }
+            for one in tried
         },
         "calibration_images": len(calibration),
-        "judging_images": len(places),
+        "judging_images": len(judges),
         "judging_split": judges.name,
     }
 

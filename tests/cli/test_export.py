@@ -95,14 +95,26 @@ def test_graphs_answer_as_pipeline(trained, exported):
 
 
 def test_another_folder_gets_what_a_reader_needs(copied, tmp_path, refused, capfd):
+    metrics = json.loads((copied / "metrics.json").read_text())
+    del metrics["validation_samples"]  # as of a run that held nothing out
+    (copied / "metrics.json").write_text(json.dumps(metrics))
     before = file_digest(copied / "metrics.json")
     out = tmp_path / "elsewhere"
-    words = ["export", str(copied), "--out", str(out), "--max_eval_samples", "10", "--json"]
-    assert main.run(words) == 0
+    words = ["--out", str(out), "--max_eval_samples", "10", "--int8", "--max-loss", "100"]
+    assert main.run(["export", str(copied), *words, "--json"]) == 0
     facts = json.loads(capfd.readouterr().out)
     assert facts["test_images"] == 10 and facts == json.loads((out / "export.json").read_text())
+    tried = {one["logit_difference"]: name for name, one in facts["int8_tried"].items()}
+    assert len(tried) == 3 and facts["int8_recipe"] == tried[min(tried)]
+    assert facts["judging_split"] == "train"
     names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
-    assert names == ["config.json", "export.json", "onnx/model.onnx", "preprocessor_config.json"]
+    assert names == [
+        "config.json",
+        "export.json",
+        GRAPHS["float32"],
+        GRAPHS["int8"],
+        "preprocessor_config.json",
+    ]
     assert file_digest(copied / "metrics.json") == before and not (copied / "onnx").exists()
 
     (tmp_path / "mine").mkdir()
