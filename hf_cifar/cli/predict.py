@@ -69,7 +69,7 @@ def add_parser(commands: Any) -> None:
     bulk.add_argument(
         "--batch_size",
         type=positive_integer,
-        help="pictures at a time; default: 128, on a CPU 32, or 8 in fp32",
+        help="pictures at a time; default: 128, on a CPU 32, or 8 where fp32 needs that",
     )
     bulk.add_argument(
         "--precision",

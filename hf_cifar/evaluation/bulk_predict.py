@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,10 @@ def bulk_predict(
     with contextlib.nullcontext() if rank() else parts.claimed():
         # The first process leaves the copy of a data set in the folder for the others.
         pictures = None if rank() else listed.open(parts.data_folder)
-        layout = from_first_process(
-            []
-            if pictures is None
-            else parts.layout(lambda: choose_layout(classifier, pictures, precision))
-        )
+        layout: list[Any] = []
+        if pictures is not None:
+            layout = parts.layout(partial(choose_layout, classifier, pictures, precision))
+        layout = from_first_process(layout)
         pictures = pictures or listed.open(parts.data_folder)
         parts.rows = len(pictures)
         missing = from_first_process([] if rank() else parts.missing())
