@@ -114,8 +114,8 @@ def mix(images: torch.Tensor, drawn: dict[str, Any]) -> torch.Tensor:
     mixtures, images_and_chains, count = drawn["shares"].shape
     chains = images.repeat(mixtures * (images_and_chains - 1), 1, 1, 1)
     chains = auto_augment.apply(chains, drawn["rounds"], functions=FUNCTIONS, mode="bilinear")
-    own, *each_chain = drawn["shares"][..., None, None, None].unbind(1)
-    total = images * own
+    share_of_image, *each_chain = drawn["shares"][..., None, None, None].unbind(1)
+    total = images * share_of_image
     # A sum of products in a fixed order, each rounded by itself: the same bits in every batch.
     for number, share in enumerate(each_chain):
         total = total + chains.unflatten(0, (mixtures, -1, count))[:, number] * share

@@ -105,8 +105,8 @@ def shot_noise(images: torch.Tensor, level: int, draws: Draws) -> torch.Tensor:
     brightness = images.double()
     place = brightness + draws.uniform(*images.shape[1:]).double() + 2.0**-25
     table = torch.from_numpy(steps).to(images.device)
-    found = torch.searchsorted(table, place.flatten()).view_as(place)
-    photons_seen = found - brightness.long() * counts
+    steps_below = torch.searchsorted(table, place.flatten()).view_as(place)
+    photons_seen = steps_below - brightness.long() * counts
     return photons_seen.float() * (255 / photons)
 
 

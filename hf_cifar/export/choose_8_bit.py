@@ -94,9 +94,9 @@ def choose_8_bit(
     for recipes in ROUNDS:
         paths = _make(graph, recipes, pictures)
         rates = speeds(classifier.model, paths, classifier.transforms.image_size, batches=(1,))
-        made = [Candidate(one, paths[str(one)], rates[str(one)]["1"]) for one in recipes]
+        candidates = [Candidate(one, paths[str(one)], rates[str(one)]["1"]) for one in recipes]
         holding = [one for one in tried if one.loss is not None and one.loss <= max_loss]
-        for candidate in sorted(made, key=lambda one: -one.speed):
+        for candidate in sorted(candidates, key=lambda one: -one.speed):
             if any(one.speed > candidate.speed for one in holding):
                 tried.append(candidate)
                 continue

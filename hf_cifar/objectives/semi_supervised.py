@@ -83,12 +83,12 @@ class SemiSupervised(Classification):
         )
 
     @property
-    def _is_own_data(self) -> bool:
+    def _shares_dataset(self) -> bool:
         """Whether the images without labels are those of the recipe's own train split."""
-        name, own = self.recipe.unlabelled_dataset, self.recipe.dataset_name
-        if name is None or name == own:
+        names = self.recipe.unlabelled_dataset, self.recipe.dataset_name
+        if names[0] is None or names[0] == names[1]:
             return True
-        paths = [Path(text).expanduser() for text in (name, own)]
+        paths = [Path(str(name)).expanduser() for name in names]
         return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
 
     def _load_unlabelled(self) -> Data:
@@ -96,7 +96,7 @@ class SemiSupervised(Classification):
         that were cut from train as validation or test.
         """
         changes: dict[str, Any] = {"train_samples_per_class": None, "max_train_samples": None}
-        if not self._is_own_data:
+        if not self._shares_dataset:
             changes = {n: v for n, v in vars(DataKeys()).items() if n not in FOR_ALL_DATA}
             changes |= {"validation_fraction": 0.0, "test_fraction": 0.0}
             changes |= {"dataset_name": self.recipe.unlabelled_dataset}
@@ -113,7 +113,7 @@ class SemiSupervised(Classification):
         split, test = unlabelled.train, self.data.test
         if split.images.fingerprint == self.data.train.images.fingerprint:
             split = dataclasses.replace(split, images=self.data.train.images)  # read it once
-        if self._is_own_data or test is None:  # loading the data has compared train and test
+        if self._shares_dataset or test is None:  # loading the data has compared train and test
             return split
         in_test, _ = in_both(split, test)
         count = int(in_test.sum())
