@@ -176,7 +176,7 @@ class MultiTask(Objective):
         train: list[LabelledBatches] = []
         evaluation: dict[str, list[LabelledBatches]] = {}
         for image_set in self.image_sets:
-            made = image_datasets(
+            datasets = image_datasets(
                 self.recipe,
                 image_set.data,
                 backbone,
@@ -186,8 +186,8 @@ class MultiTask(Objective):
                 views,
                 fuse=len(self.image_sets) == 1,
             )
-            train.append(self._labelled(image_set, "train", made.train))
-            for name, batches in made.evaluation.items():
+            train.append(self._labelled(image_set, "train", datasets.train))
+            for name, batches in datasets.evaluation.items():
                 part = self._labelled(image_set, name, batches)
                 evaluation.setdefault(name, []).append(part)
         joint = {
