@@ -13,6 +13,7 @@ import torch
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 
 from hf_cifar.data.batches import BatchDataset
+from hf_cifar.errors import UserError
 from hf_cifar.models.load import Backbone, skeleton
 from hf_cifar.recipe.recipe import Recipe
 
@@ -25,18 +26,38 @@ class Datasets:
     evaluation: dict[str, BatchDataset]
 
 
+@dataclass(frozen=True)
+class ReadyModel:
+    """A model on its device, ready to train, and how it takes images.
+
+    backbone: what the model was made of, with its image processor. model: what the method prepared.
+    channels_last: memory layout of images. views: see `Method.views`.
+    """
+
+    backbone: Backbone
+    model: Any
+    device: torch.device
+    channels_last: bool = False
+    views: int | None = None
+
+
 class Objective(ABC):
     """What a run learns.
 
     checkpoint_metrics: metrics that can choose a checkpoint -> whether more of them is better.
-    methods: the methods that can train it.
+    methods: the methods that can train it. refused: keys that have no meaning for it -> the value
+    that leaves the key out, and what the key does.
     """
 
     checkpoint_metrics: ClassVar[Mapping[str, bool]]
     methods: ClassVar[tuple[str, ...]] = ("full", "partial", "lora")
+    refused: ClassVar[Mapping[str, tuple[Any, str]]] = {}
 
     def __init__(self, recipe: Recipe) -> None:
-        """Load the data. Raises UserError for data that the objective can't use."""
+        """Load the data. Raises UserError for keys and data that the objective can't use."""
+        for name, (without, why) in self.refused.items():
+            if getattr(recipe, name) != without:
+                raise UserError(f"{name}: {why}; leave it out with `objective: {recipe.objective}`")
         self.recipe = recipe
 
     @abstractmethod
@@ -51,19 +72,8 @@ class Objective(ABC):
         return skeleton(recipe)
 
     @abstractmethod
-    def datasets(
-        self,
-        backbone: Backbone,
-        model: Any,
-        device: torch.device,
-        *,
-        channels_last: bool,
-        views: int | None,
-    ) -> Datasets:
-        """Return the datasets, with images made as the backbone takes them.
-
-        model: the prepared model, to check sizes on. views: see `Method.views`.
-        """
+    def datasets(self, ready: ReadyModel) -> Datasets:
+        """Return the datasets, with images made as the backbone takes them."""
 
     @property
     def workers(self) -> int:

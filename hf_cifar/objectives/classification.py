@@ -28,7 +28,7 @@ from hf_cifar.evaluation.ranking_metrics import auroc, average_precision, balanc
 from hf_cifar.models.config import write_pixel_range
 from hf_cifar.models.load import Backbone, load_backbone
 from hf_cifar.models.structure import head
-from hf_cifar.objectives.base import Datasets, Objective
+from hf_cifar.objectives.base import Datasets, Objective, ReadyModel
 from hf_cifar.objectives.consistency import jensen_shannon
 from hf_cifar.objectives.image_datasets import FLIPPED, decoding_workers, image_datasets
 from hf_cifar.recipe.recipe import Recipe
@@ -131,18 +131,8 @@ class Classification(Objective):
     def workers(self) -> int:
         return decoding_workers(self.data)
 
-    def datasets(
-        self,
-        backbone: Backbone,
-        model: Any,
-        device: torch.device,
-        *,
-        channels_last: bool,
-        views: int | None,
-    ) -> Datasets:
-        datasets = image_datasets(
-            self.recipe, self.data, backbone, model, device, channels_last, views
-        )
+    def datasets(self, ready: ReadyModel) -> Datasets:
+        datasets = image_datasets(self.recipe, self.data, ready)
         self.labels = {name: cast(Any, d.labels) for name, d in datasets.evaluation.items()}
         return datasets
 

@@ -21,7 +21,7 @@ from hf_cifar.features.frozen_backbone import FrozenBackbone, freeze
 from hf_cifar.features.teacher_logits import epoch_logits
 from hf_cifar.models.load import Backbone
 from hf_cifar.models.structure import head
-from hf_cifar.objectives.base import Datasets
+from hf_cifar.objectives.base import Datasets, ReadyModel
 from hf_cifar.objectives.classification import Classification
 from hf_cifar.recipe.recipe import Recipe, public_name
 
@@ -50,19 +50,9 @@ class Distillation(Classification):
         super().__init__(recipe)
         self.weight, self.softness = recipe.teacher_weight, recipe.distillation_temperature
 
-    def datasets(
-        self,
-        backbone: Backbone,
-        model: Any,
-        device: torch.device,
-        *,
-        channels_last: bool,
-        views: int | None,
-    ) -> Datasets:
-        datasets = super().datasets(
-            backbone, model, device, channels_last=channels_last, views=views
-        )
-        answers = self._answers(backbone)
+    def datasets(self, ready: ReadyModel) -> Datasets:
+        datasets = super().datasets(ready)
+        answers = self._answers(ready.backbone)
         return Datasets(TaughtBatches(datasets.train, answers), datasets.evaluation)
 
     def _answers(self, backbone: Backbone) -> list[np.ndarray]:

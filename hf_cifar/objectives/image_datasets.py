@@ -14,8 +14,7 @@ from hf_cifar.data.load import Data
 from hf_cifar.data.splits import Split
 from hf_cifar.distributed import cores_for_each_process, world_size
 from hf_cifar.models.image_size import check_schedule
-from hf_cifar.models.load import Backbone
-from hf_cifar.objectives.base import Datasets
+from hf_cifar.objectives.base import Datasets, ReadyModel
 from hf_cifar.recipe.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -37,24 +36,15 @@ def decoding_workers(data: Data) -> int:
     return workers
 
 
-def image_datasets(
-    recipe: Recipe,
-    data: Data,
-    backbone: Backbone,
-    model: Any,
-    device: torch.device,
-    channels_last: bool,
-    views: int | None,
-    *,
-    fuse: bool = True,
-) -> Datasets:
+def image_datasets(recipe: Recipe, data: Data, ready: ReadyModel, *, fuse: bool = True) -> Datasets:
     """Return the datasets of a run: train, augmented unless it has one view; and, to be scored,
     clean images of train (`train`), `validation`, `test` and its mirror images (`test_flipped`).
 
-    See `Objective.datasets` for the arguments. fuse: whether a long run compiles what training does
-    to a batch, once for each number of images. Raises UserError for sides in `image_size_schedule`
+    fuse: whether a long run compiles what training does to a batch, once for each number of images.
+    Raises UserError for sides in `image_size_schedule`
     that the model can't take.
     """
+    backbone, device, views = ready.backbone, ready.device, ready.views
     transforms = make_transforms(recipe, backbone)
     if device.type == "cuda":
         transforms.check_device(device)
@@ -62,7 +52,7 @@ def image_datasets(
     resized_inputs: dict[str, Any] = {}
     if recipe.image_size_schedule:
         sides = [side for _, side in recipe.image_size_schedule]
-        resized_inputs = check_schedule(model, sides, backbone.image_size)
+        resized_inputs = check_schedule(ready.model, sides, backbone.image_size)
 
     def batches(split: Split, training: bool = False, mirrored: bool = False) -> ImageBatches:
         key = id(split.images)
@@ -73,7 +63,7 @@ def image_datasets(
             transforms,
             training=training,
             resident=resident[key],
-            channels_last=channels_last,
+            channels_last=ready.channels_last,
             mirrored=mirrored,
             views=views if split is data.train else None,
             resized_inputs=resized_inputs if training else {},

@@ -31,7 +31,7 @@ from hf_cifar.models.masked_autoencoder import (
     masked_autoencoder_skeleton,
     patch_statistics,
 )
-from hf_cifar.objectives.base import Datasets, Objective
+from hf_cifar.objectives.base import Datasets, Objective, ReadyModel
 from hf_cifar.objectives.image_datasets import FLIPPED, decoding_workers, image_datasets
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.reporting.plot_style import drawing, save_figure
@@ -67,12 +67,10 @@ class MaskedAutoencoding(Objective):
 
     checkpoint_metrics: ClassVar[Mapping[str, bool]] = {"loss": False, "knn_accuracy": True}
     methods: ClassVar[tuple[str, ...]] = ("full",)
+    refused: ClassVar[Mapping[str, tuple[Any, str]]] = REFUSED
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        for name, (without, why) in REFUSED.items():
-            if getattr(recipe, name) != without:
-                raise UserError(f"{name}: {why}; leave it out with `objective: masked_autoencoder`")
         if recipe.training["label_smoothing_factor"]:
             raise UserError(
                 "label_smoothing_factor: a masked autoencoder learns from no labels; leave it out"
@@ -109,19 +107,10 @@ class MaskedAutoencoding(Objective):
     def workers(self) -> int:
         return decoding_workers(self.data)
 
-    def datasets(
-        self,
-        backbone: Backbone,
-        model: Any,
-        device: torch.device,
-        *,
-        channels_last: bool,
-        views: int | None,
-    ) -> Datasets:
-        datasets = image_datasets(
-            self.recipe, self.data, backbone, model, device, channels_last, views
-        )
-        patches = (backbone.image_size // model.config.patch_size) ** 2
+    def datasets(self, ready: ReadyModel) -> Datasets:
+        datasets = image_datasets(self.recipe, self.data, ready)
+        backbone = ready.backbone
+        patches = (backbone.image_size // ready.model.config.patch_size) ** 2
         train: Any = datasets.train
 
         def masked(batches: Any, **options: Any) -> MaskedBatches:
@@ -137,7 +126,7 @@ class MaskedAutoencoding(Objective):
                 train.transforms,
                 training=False,
                 resident=train.resident,
-                channels_last=channels_last,
+                channels_last=ready.channels_last,
             )
         evaluation: dict[str, BatchDataset] = {
             name: masked(batches, with_features=self.has_labels) for name, batches in plain.items()

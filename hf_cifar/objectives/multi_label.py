@@ -20,7 +20,7 @@ from hf_cifar.errors import UserError
 from hf_cifar.evaluation.multi_label_metrics import multi_label_metrics
 from hf_cifar.models.config import MULTI_LABEL, write_pixel_range
 from hf_cifar.models.load import Backbone, load_backbone
-from hf_cifar.objectives.base import Datasets, Objective
+from hf_cifar.objectives.base import Datasets, Objective, ReadyModel
 from hf_cifar.objectives.image_datasets import FLIPPED, decoding_workers, image_datasets
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.reporting.check_report import check_report
@@ -52,12 +52,10 @@ class MultiLabel(Objective):
         "f1_micro": True,
         "loss": False,
     }
+    refused: ClassVar[Mapping[str, tuple[Any, str]]] = REFUSED
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        for name, (absent, why) in REFUSED.items():
-            if getattr(recipe, name) != absent:
-                raise UserError(f"{name}: {why}; leave it out with `objective: multi_label`")
         self.data = data = load_data(recipe)
         self.label_names, self.members = split_sets(data.label_names)  # bool [sets, labels]
         for message in data.messages:
@@ -115,18 +113,8 @@ class MultiLabel(Objective):
     def workers(self) -> int:
         return decoding_workers(self.data)
 
-    def datasets(
-        self,
-        backbone: Backbone,
-        model: Any,
-        device: torch.device,
-        *,
-        channels_last: bool,
-        views: int | None,
-    ) -> Datasets:
-        datasets = image_datasets(
-            self.recipe, self.data, backbone, model, device, channels_last, views
-        )
+    def datasets(self, ready: ReadyModel) -> Datasets:
+        datasets = image_datasets(self.recipe, self.data, ready)
         self.labels = {
             name: self.members[cast(Any, dataset.labels)]
             for name, dataset in datasets.evaluation.items()

@@ -28,7 +28,7 @@ from hf_cifar.models.task_heads import (
     task_columns,
     write_tasks,
 )
-from hf_cifar.objectives.base import Datasets, Objective
+from hf_cifar.objectives.base import Datasets, Objective, ReadyModel
 from hf_cifar.objectives.image_datasets import decoding_workers, image_datasets
 from hf_cifar.objectives.joint_batches import (
     NO_LABEL,
@@ -80,12 +80,10 @@ class MultiTask(Objective):
         "nll": False,
         "loss": False,
     }
+    refused: ClassVar[Mapping[str, tuple[Any, str]]] = REFUSED
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        for name, (without, why) in REFUSED.items():
-            if getattr(recipe, name) != without:
-                raise UserError(f"{name}: {why}; leave it out with `objective: multi_task`")
         self.tasks = read_tasks(recipe)
         self.smoothing = recipe.training["label_smoothing_factor"]
         self.learns_weights = recipe.task_weighting == "learned"
@@ -164,39 +162,24 @@ class MultiTask(Objective):
     def workers(self) -> int:
         return max(decoding_workers(image_set.data) for image_set in self.image_sets)
 
-    def datasets(
-        self,
-        backbone: Backbone,
-        model: Any,
-        device: torch.device,
-        *,
-        channels_last: bool,
-        views: int | None,
-    ) -> Datasets:
+    def datasets(self, ready: ReadyModel) -> Datasets:
         train: list[LabelledBatches] = []
         evaluation: dict[str, list[LabelledBatches]] = {}
         for image_set in self.image_sets:
             datasets = image_datasets(
-                self.recipe,
-                image_set.data,
-                backbone,
-                model,
-                device,
-                channels_last,
-                views,
-                fuse=len(self.image_sets) == 1,
+                self.recipe, image_set.data, ready, fuse=len(self.image_sets) == 1
             )
             train.append(self._labelled(image_set, "train", datasets.train))
             for name, batches in datasets.evaluation.items():
                 part = self._labelled(image_set, name, batches)
                 evaluation.setdefault(name, []).append(part)
         joint = {
-            name: JointBatches(parts, channels_last=channels_last)
+            name: JointBatches(parts, channels_last=ready.channels_last)
             for name, parts in evaluation.items()
         }
         self.labels = {name: batches.labels for name, batches in joint.items()}
         return Datasets(
-            JointBatches(train, channels_last=channels_last), cast(dict[str, Any], joint)
+            JointBatches(train, channels_last=ready.channels_last), cast(dict[str, Any], joint)
         )
 
     def _labelled(self, image_set: ImageSet, split: str, batches: Any) -> LabelledBatches:

@@ -19,8 +19,7 @@ from hf_cifar.data.duplicates import in_both
 from hf_cifar.data.load import load_data
 from hf_cifar.data.splits import Data, Split
 from hf_cifar.errors import UserError
-from hf_cifar.models.load import Backbone
-from hf_cifar.objectives.base import Datasets
+from hf_cifar.objectives.base import Datasets, ReadyModel
 from hf_cifar.objectives.classification import Classification
 from hf_cifar.objectives.image_datasets import decoding_workers, image_datasets
 from hf_cifar.recipe.fields import DataKeys
@@ -54,11 +53,9 @@ class SemiSupervised(Classification):
     """
 
     methods: ClassVar[tuple[str, ...]] = ("full", "lora")
+    refused: ClassVar[Mapping[str, tuple[Any, str]]] = REFUSED
 
     def __init__(self, recipe: Recipe) -> None:
-        for name, (without, why) in REFUSED.items():
-            if getattr(recipe, name) != without:
-                raise UserError(f"{name}: {why}; leave it out with `objective: semi_supervised`")
         super().__init__(recipe)
         self.ratio, self.weight = recipe.unlabelled_ratio, recipe.unlabelled_weight
         self.threshold = recipe.unlabelled_threshold
@@ -138,33 +135,25 @@ class SemiSupervised(Classification):
             dataclasses.replace(self.data, train=self.unlabelled)
         )
 
-    def datasets(
-        self,
-        backbone: Backbone,
-        model: Any,
-        device: torch.device,
-        *,
-        channels_last: bool,
-        views: int | None,
-    ) -> Datasets:
+    def datasets(self, ready: ReadyModel) -> Datasets:
         weak = dataclasses.replace(self.recipe, auto_augment=None, random_erasing=0.0)
         policy: Any = self.recipe.auto_augment or STRONG_POLICY
         strong = dataclasses.replace(self.recipe, auto_augment=policy)
-        datasets = image_datasets(weak, self.data, backbone, model, device, channels_last, views)
+        datasets = image_datasets(weak, self.data, ready)
         self.labels = {name: cast(Any, d.labels) for name, d in datasets.evaluation.items()}
         labelled = cast(ImageBatches, datasets.train)
         resident = labelled.resident
         if self.unlabelled.images is not self.data.train.images:
-            resident = resident_pixels(self.unlabelled.images, device, self.recipe.data_path)
+            resident = resident_pixels(self.unlabelled.images, ready.device, self.recipe.data_path)
 
         def view(recipe: Recipe, stream: int) -> ImageBatches:
             training = recipe.training | {"seed": stream_seed(recipe.seed, stream)}
             return ImageBatches(
                 self.unlabelled,
-                make_transforms(dataclasses.replace(recipe, training=training), backbone),
+                make_transforms(dataclasses.replace(recipe, training=training), ready.backbone),
                 training=True,
                 resident=resident,
-                channels_last=channels_last,
+                channels_last=ready.channels_last,
                 fuse=labelled.fused is not None,
             )
 
@@ -178,7 +167,7 @@ class SemiSupervised(Classification):
             labelled.transforms,
             training=False,
             resident=resident,
-            channels_last=channels_last,
+            channels_last=ready.channels_last,
         )
         return Datasets(train, datasets.evaluation | {UNLABELLED: measured})
 

@@ -16,6 +16,7 @@ from hf_cifar.errors import UserError
 from hf_cifar.evaluation.few_shot import FewShotData, draw_rows, fit_heads, over_draws
 from hf_cifar.methods.base import Setup
 from hf_cifar.models.structure import head as find_head
+from hf_cifar.objectives.base import ReadyModel
 from hf_cifar.objectives.image_datasets import image_datasets
 from hf_cifar.recipe.fields import DataKeys, ModelKeys, TransformKeys
 from hf_cifar.recipe.recipe import Recipe
@@ -81,15 +82,9 @@ def lora_setup(study: FewShotData, shots: int, draw: int, folder: str) -> Setup:
         linear.bias.copy_(start.bias)
     pool, places = study.data.train, rows.cpu().numpy()
     drawn = replace(pool, rows=pool.rows[places], labels=pool.labels[places])
-    datasets = image_datasets(
-        setup.recipe,
-        replace(study.data, train=drawn),
-        setup.backbone,
-        setup.model,
-        study.frozen.device,
-        channels_last=study.frozen.channels_last,
-        views=None,
-    )
+    frozen = study.frozen
+    ready = ReadyModel(setup.backbone, setup.model, frozen.device, frozen.channels_last)
+    datasets = image_datasets(setup.recipe, replace(study.data, train=drawn), ready)
     return replace(setup, datasets=datasets)
 
 

@@ -16,6 +16,7 @@ from hf_cifar.methods.base import Setup
 from hf_cifar.methods.table import METHODS
 from hf_cifar.models.flops import forward_flops
 from hf_cifar.models.structure import describe
+from hf_cifar.objectives.base import ReadyModel
 from hf_cifar.objectives.table import find_objective
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.recipe.recipe import Recipe
@@ -146,8 +147,7 @@ def set_up(recipe: Recipe) -> Setup:
     training = recipe.training | {"bf16": precision.bf16}
     recipe = dataclasses.replace(recipe, training=training, channels_last=precision.channels_last)
     arguments = training_arguments(recipe, objective.checkpoint_metrics, objective.workers)
-    datasets = objective.datasets(
-        backbone, model, device, channels_last=precision.channels_last, views=method.views
-    )
+    ready = ReadyModel(backbone, model, device, precision.channels_last, method.views)
+    datasets = objective.datasets(ready)
     flops = forward_flops(model, backbone.image_size, device)
     return Setup(recipe, arguments, objective, method, backbone, model, datasets, flops)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hf_cifar.cli import main
 from hf_cifar.evaluation.classifier import load_classifier
+from hf_cifar.objectives.base import ReadyModel
 from hf_cifar.objectives.distillation import Distillation, epochs_of
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.recipe.recipe import Recipe
@@ -73,9 +74,7 @@ def test_the_teacher_answers_to_each_epochs_view(tiny, teacher, own_cache, tmp_p
     path = write_recipe(tmp_path / "mine.yaml", tiny("resnet"), **keys(teacher, **more))
     objective = Distillation(load_recipe(str(path)))
     backbone, device = objective.load_backbone(), torch.device("cpu")
-    batches = objective.datasets(
-        backbone, backbone.model, device, channels_last=False, views=None
-    ).train
+    batches = objective.datasets(ReadyModel(backbone, backbone.model, device)).train
     classifier = load_classifier(teacher)
     assert classifier.labels == objective.label_names
     answers = []
@@ -99,9 +98,8 @@ def test_without_augmentation_both_kinds_of_views_are_one(tiny, teacher, own_cac
         path = write_recipe(tmp_path / "mine.yaml", tiny("vit"), **keys(teacher, **more))
         objective = Distillation(load_recipe(str(path)))
         backbone = objective.load_backbone()
-        datasets = objective.datasets(
-            backbone, backbone.model, torch.device("cpu"), channels_last=False, views=None
-        )
+        ready = ReadyModel(backbone, backbone.model, torch.device("cpu"))
+        datasets = objective.datasets(ready)
         answers[views] = [torch.from_numpy(array) for array in datasets.train.answers]
     assert len(answers["plain"]) == 1 and len(answers["each_epoch"]) == 2
     for array in answers["each_epoch"]:

@@ -20,6 +20,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTModel, pipeline
 from hf_cifar.augmentation.masking import patch_order
 from hf_cifar.cli import main
 from hf_cifar.models.masked_autoencoder import MaskedAutoencoder, load_masked_autoencoder
+from hf_cifar.objectives.base import ReadyModel
 from hf_cifar.objectives.masked_autoencoder import MaskedAutoencoding
 from hf_cifar.recipe.load import load_recipe
 from hf_cifar.runs.run import Run
@@ -78,9 +79,7 @@ def test_a_mask_depends_on_seed_epoch_and_image_alone() -> None:
 def test_the_training_batches_carry_those_masks(tmp_path: Path) -> None:
     objective = MaskedAutoencoding(recipe_of(tmp_path))
     backbone, device = objective.load_backbone(), torch.device("cpu")
-    train = objective.datasets(
-        backbone, backbone.model, device, channels_last=False, views=None
-    ).train
+    train = objective.datasets(ReadyModel(backbone, backbone.model, device)).train
     tickets = [2 * len(train) + index for index in (3, 17, 30)]
     inputs = train.model_inputs(train.__getitems__(tickets), device)
     expected = patch_order(0, torch.full((3,), 2), torch.tensor([3, 17, 30]), 16)

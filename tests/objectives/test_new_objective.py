@@ -18,7 +18,7 @@ from hf_cifar.data.load import Data, load_data
 from hf_cifar.data.splits import Split
 from hf_cifar.errors import UserError
 from hf_cifar.models.load import Backbone, load_backbone
-from hf_cifar.objectives.base import Datasets, Objective
+from hf_cifar.objectives.base import Datasets, Objective, ReadyModel
 from hf_cifar.objectives.image_datasets import image_datasets
 from hf_cifar.objectives.table import OBJECTIVES
 from hf_cifar.recipe.load import load_recipe
@@ -51,18 +51,8 @@ class Brightness(Objective):
     def load_backbone(self) -> Backbone:
         return load_backbone(self.recipe, ["brightness"])
 
-    def datasets(
-        self,
-        backbone: Backbone,
-        model: Any,
-        device: torch.device,
-        *,
-        channels_last: bool,
-        views: int | None,
-    ) -> Datasets:
-        datasets = image_datasets(
-            self.recipe, self.data, backbone, model, device, channels_last, views
-        )
+    def datasets(self, ready: ReadyModel) -> Datasets:
+        datasets = image_datasets(self.recipe, self.data, ready)
         self.labels = {name: np.asarray(d.labels) for name, d in datasets.evaluation.items()}
         return datasets
 
