@@ -5,6 +5,7 @@ images, or of groups of images that stay together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,19 @@ class Data:
     build_seconds: float
     pixel_range: PixelRange | None
     excluded: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Return what metrics.json says about the data."""
+        return {
+            "dataset": self.source,
+            "dataset_license": self.license,
+            "dataset_fingerprint": self.fingerprint,
+            "train_samples": len(self.train),
+            "excluded_samples": self.excluded or None,
+            "data_runtime": self.seconds,
+            "data_runtime_from_nothing": self.build_seconds,
+            "deep_pixels": self.pixel_range.to_config() if self.pixel_range else None,
+        }
 
 
 def apportion(counts: np.ndarray, total: int, least: np.ndarray, most: np.ndarray) -> np.ndarray:

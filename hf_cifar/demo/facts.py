@@ -1,4 +1,4 @@
-"""What the page says of a model, and the parts of the model that it must know."""
+"""Facts of a run for its page: title, figures, classifier and layer of the heat maps."""
 
 from __future__ import annotations
 

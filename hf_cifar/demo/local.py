@@ -1,4 +1,4 @@
-"""What the page takes of this machine: packages, a port and a folder.
+"""The packages, the port and the folder of this machine that the page uses.
 
 Gradio is imported after this, because it looks where its files belong as soon as it is.
 """

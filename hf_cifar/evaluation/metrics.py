@@ -152,6 +152,19 @@ def _metric() -> Any:
         return ClassificationMetric(keep_in_memory=True, cache_dir=folder)
 
 
+def check_outputs(outputs: np.ndarray) -> None:
+    """Raise UserError for no samples, and for outputs, float [N, C], that are not finite."""
+    if len(outputs) == 0:
+        raise UserError("there are no samples to score: give the split at least one image")
+    finite = np.isfinite(outputs).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"the model's outputs are not finite for {(~finite).sum()} of {len(finite)} samples"
+            f" (first: row {int(finite.argmin())}): the training diverged, lower learning_rate or"
+            " use another checkpoint"
+        )
+
+
 def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities as float64 rows that sum to one, and labels as int64.
 
@@ -162,15 +175,7 @@ def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
             f"shapes must be [N, C] and [N], got {probabilities.shape} and {labels.shape}"
         )
     classes = probabilities.shape[1]
-    if len(labels) == 0:
-        raise UserError("there are no samples to score: give the split at least one image")
-    finite = np.isfinite(probabilities).all(axis=1)
-    if not finite.all():
-        raise UserError(
-            f"the model's outputs are not finite for {(~finite).sum()} of {len(finite)} samples"
-            f" (first: row {int(finite.argmin())}): the training diverged, lower learning_rate or"
-            " use another checkpoint"
-        )
+    check_outputs(probabilities)
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         row = int(wrong.argmax())

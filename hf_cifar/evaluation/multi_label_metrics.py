@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_cifar.errors import UserError
-from hf_cifar.evaluation.metrics import wilson
+from hf_cifar.evaluation.metrics import check_outputs, wilson
 
 THRESHOLD = 0.5  # from this probability on, a picture counts as having the label
 
@@ -35,15 +34,7 @@ def multi_label_metrics(
     """
     from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-    if len(targets) == 0:
-        raise UserError("there are no samples to score: give the split at least one image")
-    finite = np.isfinite(probabilities).all(axis=1)
-    if not finite.all():
-        raise UserError(
-            f"the model's outputs are not finite for {(~finite).sum()} of {len(finite)} samples"
-            f" (first: row {int(finite.argmin())}): the training diverged, lower learning_rate or"
-            " use another checkpoint"
-        )
+    check_outputs(probabilities)
     answers = probabilities >= THRESHOLD
     per_label: dict[str, dict[str, float]] = {}
     for number, name in enumerate(label_names):

@@ -19,7 +19,7 @@ from hf_cifar.training.precision import Precision
 
 
 class Explanation(NamedTuple):
-    """What a model saw of a picture, and what its answer rests on.
+    """A picture as a model saw it, and a heat map of what the answer rests on.
 
     seen: uint8 [S, S, 3]. heat: float32 [S, S] in 0 to 1. label, score: of the class that it is
     for, which is the best one also where the answer is "none of these".

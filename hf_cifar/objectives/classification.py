@@ -256,19 +256,8 @@ class Classification(Objective):
         return {"positive_class": self.label_names[self.positive]}
 
     def facts(self) -> dict[str, Any]:
-        data = self.data
-        return {
-            "labels": self.label_names,
-            **self._positive_facts(),
-            "dataset": data.source,
-            "dataset_license": data.license,
-            "dataset_fingerprint": data.fingerprint,
-            "train_samples": len(data.train),
-            "excluded_samples": data.excluded or None,
-            "data_runtime": data.seconds,
-            "data_runtime_from_nothing": data.build_seconds,
-            "deep_pixels": data.pixel_range.to_config() if data.pixel_range else None,
-        }
+        labels = {"labels": self.label_names}
+        return labels | self._positive_facts() | self.data.facts()
 
     def check_report(self) -> None:
         check_report(self.label_names)

@@ -213,20 +213,11 @@ class MaskedAutoencoding(Objective):
         return encoder
 
     def facts(self) -> dict[str, Any]:
-        data = self.data
         return {
             "task": "image-feature-extraction",
             "mask_ratio": self.recipe.mask_ratio,
-            "labels": data.label_names if self.has_labels else None,
-            "dataset": data.source,
-            "dataset_license": data.license,
-            "dataset_fingerprint": data.fingerprint,
-            "train_samples": len(data.train),
-            "excluded_samples": data.excluded or None,
-            "data_runtime": data.seconds,
-            "data_runtime_from_nothing": data.build_seconds,
-            "deep_pixels": data.pixel_range.to_config() if data.pixel_range else None,
-        }
+            "labels": self.data.label_names if self.has_labels else None,
+        } | self.data.facts()
 
     def report(self, folder: Path, metrics: dict[str, Any]) -> None:
         """Write plots/: the learning curves, and the reconstructions over the steps."""

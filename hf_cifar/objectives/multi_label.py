@@ -25,8 +25,7 @@ from hf_cifar.objectives.image_datasets import FLIPPED, decoding_workers, image_
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.reporting.check_report import check_report
 from hf_cifar.reporting.multi_label_predictions import write_label_set_predictions
-from hf_cifar.reporting.plot_style import drawing, save_figure
-from hf_cifar.reporting.training_plots import learning_curves
+from hf_cifar.reporting.training_plots import write_learning_curves
 
 log = logging.getLogger(__name__)
 FLIP_METRICS = ("accuracy", "accuracy_ci95", "map")
@@ -167,19 +166,8 @@ class MultiLabel(Objective):
         return metrics
 
     def facts(self) -> dict[str, Any]:
-        data = self.data
-        return {
-            "problem_type": MULTI_LABEL,
-            "labels": self.label_names,
-            "dataset": data.source,
-            "dataset_license": data.license,
-            "dataset_fingerprint": data.fingerprint,
-            "train_samples": len(data.train),
-            "excluded_samples": data.excluded or None,
-            "data_runtime": data.seconds,
-            "data_runtime_from_nothing": data.build_seconds,
-            "deep_pixels": data.pixel_range.to_config() if data.pixel_range else None,
-        }
+        labels = {"problem_type": MULTI_LABEL, "labels": self.label_names}
+        return labels | self.data.facts()
 
     def check_report(self) -> None:
         check_report(self.label_names)
@@ -190,12 +178,8 @@ class MultiLabel(Objective):
             write_label_set_predictions(
                 folder, self.labels["test"], self.probabilities["test"], self.label_names
             )
-        (folder / "plots").mkdir(exist_ok=True)
         accuracies = {
             "eval_accuracy": "all labels right",
             "eval_map": "mean average precision",
         }
-        figure = learning_curves(metrics["history"], metrics.get("best_step"), accuracies)
-        if figure is not None:
-            with drawing():
-                save_figure(figure, folder / "plots" / "learning_curves.png")
+        write_learning_curves(folder, metrics, accuracies)

@@ -40,9 +40,8 @@ from hf_cifar.objectives.joint_batches import (
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.recipe.tasks import Task, read_tasks
 from hf_cifar.reporting.check_report import check_report
-from hf_cifar.reporting.plot_style import drawing, save_figure
 from hf_cifar.reporting.task_folders import TaskResult, write_task_folders
-from hf_cifar.reporting.training_plots import learning_curves
+from hf_cifar.reporting.training_plots import write_learning_curves
 
 log = logging.getLogger(__name__)
 # Keys that have no meaning here, with the value that leaves them out.
@@ -332,11 +331,7 @@ class MultiTask(Objective):
         curves = {"eval_accuracy": "mean over the tasks"}
         if len(self.tasks) == 2:
             curves = {f"eval_accuracy_{task.name}": task.name for task in self.tasks}
-        (folder / "plots").mkdir(exist_ok=True)
-        with drawing([task.name for task in self.tasks]):
-            figure = learning_curves(metrics["history"], metrics.get("best_step"), curves)
-            if figure is not None:
-                save_figure(figure, folder / "plots" / "learning_curves.png")
+        write_learning_curves(folder, metrics, curves)
 
 
 def _splits(data: Data) -> list[Split]:

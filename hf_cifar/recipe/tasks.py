@@ -39,7 +39,7 @@ class Task:
 
     @property
     def images(self) -> tuple[Any, ...]:
-        """What the images of the task depend on: tasks that have it in common share images."""
+        """The values that decide which images a task has; tasks with equal ones share them."""
         keys = [getattr(self.recipe, key) for key in (*CUTS, *THINNING)]
         return (self.orientation, *self.data_set, *keys)
 

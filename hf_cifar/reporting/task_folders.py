@@ -29,7 +29,7 @@ OF_THE_RUN = ("tasks", "warnings", "labels", "adapter", "hub_model_id")
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What the folder of a task is written from.
+    """The scores and answers of a task, from which its folder is written.
 
     recipe: what recipe.yaml says. scores: of the task, as metrics.json has them. labels: int64 [n]
     of the test images; None where there are none. probabilities: float64 [n, C] for them.

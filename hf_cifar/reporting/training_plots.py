@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from hf_cifar.reporting.plot_style import BLUE, GREEN, GREY, ORANGE
+from hf_cifar.reporting.plot_style import BLUE, GREEN, GREY, ORANGE, drawing, save_figure
 
 Points = list[tuple[int, float]]  # (optimizer step, value)
 PANEL_HEIGHTS = {"loss": 3.0, "accuracy": 2.4, "learning_rate": 1.4}  # inches
+
+
+def write_learning_curves(
+    folder: Path, metrics: Mapping[str, Any], accuracies: Mapping[str, str]
+) -> None:
+    """Write plots/learning_curves.png of a run from its metrics, or nothing where these have none.
+
+    accuracies: as in `learning_curves`.
+    """
+    figure = learning_curves(metrics["history"], metrics.get("best_step"), accuracies)
+    if figure is not None:
+        (folder / "plots").mkdir(exist_ok=True)
+        with drawing(list(accuracies.values())):
+            save_figure(figure, folder / "plots" / "learning_curves.png")
 
 
 def learning_curves(

@@ -50,8 +50,8 @@ CLASSIFICATION = "image-classification"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to make. max_loss: accuracy that a graph may lose, in points. out: the folder; None for
-    the run's own.
+    """Which graphs to write. max_loss: accuracy that a graph may lose, in points. out: the folder;
+    None for the run's own.
     """
 
     int8: bool = False
