@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.waits import HostWaits
-from torch._subclasses.fake_tensor import FakeTensorMode
+from helpers.waits import HostWaits, fake_cuda
 from torch.utils import _pytree as pytree
 from torchvision.transforms.v2 import AugMix, InterpolationMode
 from torchvision.transforms.v2 import functional as tv
@@ -225,7 +224,7 @@ def test_it_can_be_traced() -> None:
 def test_nothing_is_copied_between_host_and_device() -> None:
     """On fake CUDA tensors, so that a copy shows without a GPU."""
     drawn = augmix.draw(0, *counters(8), (32, 32), 2)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_cuda():
         images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device="cuda")
         there = pytree.tree_map_only(
             torch.Tensor, lambda v: torch.zeros(v.shape, dtype=v.dtype, device="cuda"), drawn

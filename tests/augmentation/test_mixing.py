@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from helpers.waits import HostWaits
+from helpers.waits import HostWaits, fake_cuda
 from scipy import stats
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import ViTImageProcessor
 
@@ -242,7 +241,7 @@ def test_channels_last_holds():
 
 def test_mixing_copies_nothing_between_host_and_device():
     _, plan = drawn(1.0, 1.0, n=4)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_cuda():
         there = {k: torch.zeros(v.shape, dtype=v.dtype, device="cuda") for k, v in plan.items()}
         pixels, labels = (
             torch.zeros(8, 3, 32, 32, device="cuda"),

@@ -5,12 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 READS = ("tolist", "cpu", "numpy")
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "unique", "masked_select")
+
+
+def fake_cuda() -> FakeTensorMode:
+    """Return a mode in which tensors may be on CUDA without a GPU: they have no contents.
+
+    Autograd looks for devices once in a process, at the first gradient, which is therefore computed
+    before: had it seen this CUDA, it would start threads, and gradients in every process that is
+    forked later would fail.
+    """
+    torch.ones(1, requires_grad=True).sum().backward()
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 class _Reads(TorchFunctionMode):

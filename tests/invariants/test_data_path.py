@@ -11,9 +11,8 @@ import torch
 import yaml
 from helpers.decoding import count_decoded
 from helpers.runs import without_drawing
-from helpers.waits import HostWaits, WaitsOfSteps
+from helpers.waits import HostWaits, WaitsOfSteps, fake_cuda
 from helpers.watching import images_seen, trainer_callbacks
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BitImageProcessor, TrainerCallback, ViTImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 
@@ -169,7 +168,7 @@ def test_transforms_copy_nothing_to_the_device(processor: Any) -> None:
     """On fake CUDA tensors, so that a copy between host and device shows without a GPU."""
     transforms = Transforms(processor, 32, scale=(0.5, 1.0), flip=0.5, seed=3)
     assert transforms.whole
-    with FakeTensorMode():
+    with fake_cuda():
         images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device="cuda")
         index = torch.arange(4, device="cuda")
         # From the first call on, the processor keeps its mean and deviation on the device.
