@@ -7,6 +7,7 @@ from typing import Any
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import Classifier
 from hf_cifar.evaluation.heat_map_layer import choose_layer
+from hf_cifar.models.config import MULTI_LABEL
 from hf_cifar.models.structure import head
 from hf_cifar.reporting.card_format import count, percent
 from hf_cifar.reporting.hub_metadata import dataset_facts
@@ -26,7 +27,8 @@ def page_facts(classifier: Classifier, metrics: dict[str, Any], name: str) -> di
     except UserError:
         heat_map = None
     dataset = dataset_facts(metrics["dataset"])["title"] if metrics.get("dataset") else None
-    about = f"An image classifier for {len(classifier.labels)} classes"
+    kind = "labels, of which a picture has any number" if classifier.several_labels else "classes"
+    about = f"An image classifier for {len(classifier.labels)} {kind}"
     about += f", trained on {visible(dataset)}." if dataset else "."
     return {
         "title": visible(metrics.get("run_name") or name),
@@ -45,10 +47,13 @@ def _figures(metrics: dict[str, Any]) -> list[list[str]]:
         if metrics.get(key) is not None:
             figures.append([name, form(metrics[key])])
 
-    add("Test accuracy", "test_accuracy", percent)
+    several_labels = metrics.get("problem_type") == MULTI_LABEL
+    name = "Test images with all labels right" if several_labels else "Test accuracy"
+    add(name, "test_accuracy", percent)
     if figures and (ends := metrics.get("test_accuracy_ci95")):
         low, high = (f"{100 * end:.2f}" for end in ends)
         figures[0][1] += f" (95 % interval {low} to {high})"
+    add("Mean average precision", "test_map", lambda value: f"{value:.4f}")
     add("Test images", "test_samples", count)
     add("Mean F1 score of the classes", "test_f1_macro", percent)
     add("Calibration error (ECE)", "test_ece", percent)

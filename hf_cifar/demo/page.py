@@ -56,11 +56,14 @@ class NoPicture(Exception):
 class Answer(NamedTuple):
     """The answer to one picture.
 
-    scores: of each label. strangeness: where the picture is none of the classes, the share of
-    validation pictures that look more like them; else None. heat_map: uint8 [side, side, 3].
+    scores: of each label. named: the best label; or, where a picture can have any number of labels,
+    those with a score of at least 0.5, the best first. strangeness: where the picture is none of
+    the classes, the share of validation pictures that look more like them; else None. heat_map:
+    uint8 [side, side, 3], for the best label.
     """
 
     scores: dict[str, float]
+    named: list[str]
     strangeness: float | None
     heat_map: np.ndarray | None
 
@@ -99,7 +102,9 @@ class PictureClassifier:
                 heat_map = overlay(seen_picture(self._processor, image), heat)
         names = self._model.config.id2label
         by_label = {str(names[number]): score for number, score in enumerate(scores.tolist())}
-        return Answer(by_label, strangeness, heat_map)
+        ranked = sorted(by_label, key=lambda label: -by_label[label])
+        named = [label for label in ranked if by_label[label] >= 0.5] if several else ranked[:1]
+        return Answer(by_label, named, strangeness, heat_map)
 
     def _keep_features(self, _: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
         self._features = inputs[0].detach().float().cpu()
@@ -259,15 +264,7 @@ def build_page(
                 answer = classifier.answer(data)
             except NoPicture as error:
                 return str(error), None, None
-            best = max(answer.scores, key=lambda label: answer.scores[label])
-            heading = f"## {_plain(best)}: {100 * answer.scores[best]:.1f} %"
-            if answer.strangeness is not None:
-                heading = (
-                    f"## none of these\n{100 * answer.strangeness:.0f} % of the validation pictures"
-                    " look more like the classes. The nearest label would be"
-                    f" {_plain(best)}."
-                )
-            return heading, answer.scores, answer.heat_map
+            return _heading(answer), answer.scores, answer.heat_map
 
         picture.change(
             classify,
@@ -278,6 +275,17 @@ def build_page(
         )
     page.queue(max_size=MOST_WAITING, api_open=False)
     return page
+
+
+def _heading(answer: Answer) -> str:
+    """Return what the page says above the bars, in Markdown."""
+    if answer.strangeness is not None:
+        return (
+            f"## none of these\n{100 * answer.strangeness:.0f} % of the validation pictures look"
+            f" more like the classes. The nearest label would be {_plain(answer.named[0])}."
+        )
+    named = [f"{_plain(label)}: {100 * answer.scores[label]:.1f} %" for label in answer.named]
+    return f"## {', '.join(named) or 'none of the labels'}"
 
 
 def _plain(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_cifar.data.label_sets import split_sets
 from hf_cifar.data.load import load_split
 from hf_cifar.data.splits import Split
 from hf_cifar.errors import UserError
@@ -38,12 +39,19 @@ def target_recipe(model: str, dataset: str | None, keys: dict[str, Any]) -> Reci
 def load_target(
     classifier: Classifier, recipe: Recipe, split: str, labels: dict[str, str] | None = None
 ) -> tuple[Split, np.ndarray]:
-    """Return a split, and the label of each of its images among the model's classes, int64 [n].
+    """Return a split, and the label of each of its images among the model's classes, int64 [n]; or
+    which of the model's labels each has, bool [n, C], for a model that gives several.
 
     labels: what labels of the model mean, where their names don't say it. Raises UserError for
     data that can't be used, and for classes of the data that the model does not know.
     """
+    if classifier.several_labels:
+        recipe = dataclasses.replace(recipe, objective="multi_label")
     images = load_split(recipe, split, classifier.pixel_range)
+    if classifier.several_labels:
+        names, members = split_sets(images.images.label_names)
+        columns = map_labels(classifier.labels, names, labels)
+        return images, members[images.labels][:, columns]
     return images, labels_of_model(classifier.labels, images, labels)
 
 

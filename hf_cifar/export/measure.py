@@ -59,31 +59,48 @@ def all_logits(
 
 
 def accuracy_of(logits: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Return the share of images whose largest logit is the label's, by name."""
-    return {name: float((one.argmax(1) == labels).mean()) for name, one in logits.items()}
+    """Return the share of images that are answered rightly, by name; see `closeness`."""
+    several = labels.ndim > 1
+    return {
+        name: float(_same(_answers(one, several), labels).mean()) for name, one in logits.items()
+    }
 
 
 def closeness(logits: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, dict[str, Any]]:
     """Return for the model and each graph `accuracy` with its 95 % interval `low` to `high`; and
-    for each graph `agreement`, the share of images with the model's first answer, the largest
-    difference of a logit, and `paired`, the test of the model against the graph.
+    for each graph `agreement`, the share of images with the model's answer, the largest difference
+    of a logit, and `paired`, the test of the model against the graph.
 
-    labels: int64 [n], among the model's classes.
+    labels: int64 [n], among the model's classes: the answer is the class of the largest logit. Or
+    bool [n, C], which labels each image has: the answer is all labels with a probability of 0.5 or
+    more, and it is right where none of them is wrong or missing.
     """
-    correct = {name: answers.argmax(1) == labels for name, answers in logits.items()}
+    several = labels.ndim > 1
+    answers = {name: _answers(one, several) for name, one in logits.items()}
+    correct = {name: _same(one, labels) for name, one in answers.items()}
     facts: dict[str, dict[str, Any]] = {}
-    for name, answers in logits.items():
+    for name, numbers in logits.items():
         right = int(correct[name].sum())
         low, high = wilson(right, len(labels))
         facts[name] = {"accuracy": right / len(labels), "low": low, "high": high}
         if name != TORCH:
-            reference = logits[TORCH]
             facts[name] |= {
-                "agreement": float((answers.argmax(1) == reference.argmax(1)).mean()),
-                "max_logit_difference": float(np.abs(answers - reference).max()),
+                "agreement": float(_same(answers[name], answers[TORCH]).mean()),
+                "max_logit_difference": float(np.abs(numbers - logits[TORCH]).max()),
                 "paired": asdict(paired_test(correct[TORCH], correct[name])),
             }
     return facts
+
+
+def _answers(logits: np.ndarray, several: bool) -> np.ndarray:
+    """Return the class of each image, int64 [n]; or its labels, bool [n, C]."""
+    return logits >= 0 if several else logits.argmax(1)  # a logit of 0 is a probability of 0.5
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return where two answers are the same, bool [n]."""
+    same = first == second
+    return same.all(1) if same.ndim > 1 else same
 
 
 def speeds(

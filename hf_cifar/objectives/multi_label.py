@@ -25,6 +25,7 @@ from hf_cifar.objectives.image_datasets import FLIPPED, decoding_workers, image_
 from hf_cifar.recipe.recipe import Recipe
 from hf_cifar.reporting.check_report import check_report
 from hf_cifar.reporting.multi_label_predictions import write_label_set_predictions
+from hf_cifar.reporting.ranking_plots import write_ranking_curves
 from hf_cifar.reporting.training_plots import write_learning_curves
 
 log = logging.getLogger(__name__)
@@ -173,11 +174,11 @@ class MultiLabel(Objective):
         check_report(self.label_names)
 
     def report(self, folder: Path, metrics: dict[str, Any]) -> None:
-        """Write predictions.parquet and the learning curves."""
+        """Write predictions.parquet, the learning curves and the ranking curves."""
         if "test" in self.probabilities:
-            write_label_set_predictions(
-                folder, self.labels["test"], self.probabilities["test"], self.label_names
-            )
+            truth, probabilities = self.labels["test"], self.probabilities["test"]
+            write_label_set_predictions(folder, truth, probabilities, self.label_names)
+            write_ranking_curves(folder, truth, probabilities, self.label_names)
         accuracies = {
             "eval_accuracy": "all labels right",
             "eval_map": "mean average precision",

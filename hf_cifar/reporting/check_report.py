@@ -16,6 +16,7 @@ from hf_cifar.reporting import class_plots
 from hf_cifar.reporting.model_card import render_card
 from hf_cifar.reporting.plot_style import drawing, plot_labels, save_figure
 from hf_cifar.reporting.predictions import write_predictions
+from hf_cifar.reporting.ranking_plots import ranking_curves, ranking_curves_by_class
 from hf_cifar.text import visible
 
 LONGEST_NAME = 255  # characters; no file system takes a longer name either
@@ -71,7 +72,8 @@ def _write_placeholders(folder: Path, class_names: list[str]) -> None:
         ]
         if len(class_names) == 2:
             name = plot_labels(class_names)[1]
-            curves = class_plots.ranking_curves(every_class == 1, probabilities[:, 1], name, 0.5)
+            figures.append(ranking_curves(every_class == 1, probabilities[:, 1], name, 0.5))
+        elif curves := ranking_curves_by_class(probabilities > 0, probabilities, class_names):
             figures.append(curves)
         for number, figure in enumerate(figures):
             # Small, and without the layout that makes room for long labels, this takes a tenth of

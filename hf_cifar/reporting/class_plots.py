@@ -93,56 +93,6 @@ def per_class_accuracy(matrix: Sequence[Sequence[int]], class_names: Sequence[st
     return figure
 
 
-def ranking_curves(
-    positive: np.ndarray,
-    scores: np.ndarray,
-    name: str,
-    threshold: float | None = None,
-) -> Figure:
-    """Draw the ROC curve and the precision-recall curve of a two-class task, with the point of the
-    threshold on both.
-
-    positive: bool [N], both kinds at least once. scores: float [N], probabilities of the positive
-    class. name: of that class, as `plot_labels` gives it.
-    """
-    from sklearn.metrics import (
-        average_precision_score,
-        precision_recall_curve,
-        roc_auc_score,
-        roc_curve,
-    )
-
-    figure = Figure(figsize=(8.6, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    false_positives, true_positives, _ = roc_curve(positive, scores)
-    left.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="chance")
-    left.plot(false_positives, true_positives, color=BLUE)
-    area = roc_auc_score(positive, scores)
-    left.set_title(f"ROC curve of {name}: area {area:.4f}", **PLAIN)
-    left.set_xlabel("1 − specificity")
-    left.set_ylabel("sensitivity")
-    precision, recall, _ = precision_recall_curve(positive, scores)
-    right.axhline(positive.mean(), color=GREY, linestyle="--", linewidth=1.2, label="chance")
-    right.step(recall, precision, where="post", color=BLUE)
-    average = average_precision_score(positive, scores)
-    right.set_title(f"Precision and recall: average precision {average:.4f}")
-    right.set_xlabel("recall")
-    right.set_ylabel("precision")
-    if threshold is not None:
-        answers = scores >= threshold
-        sensitivity = answers[positive].mean()
-        point = {"color": ORANGE, "edgecolors": "white", "zorder": 3, "s": 60}
-        label = f"threshold {threshold:.3g}"
-        left.scatter([answers[~positive].mean()], [sensitivity], label=label, **point)
-        if answers.any():
-            right.scatter([sensitivity], [positive[answers].mean()], label=label, **point)
-    for axes in (left, right):
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(-0.02, 1.02)
-        axes.legend(loc="lower left" if axes is right else "lower right")
-    return figure
-
-
 def mistakes(
     pictures: Sequence[np.ndarray],
     wrong: Sequence[tuple[int, int, int, float]],

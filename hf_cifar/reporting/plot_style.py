@@ -17,6 +17,7 @@ from hf_cifar.text import visible
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart as well.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#8C8C8C"
+VERMILION, PURPLE = "#D55E00", "#CC79A7"
 BASE_FONT = "DejaVu Sans"  # comes with matplotlib, so every machine draws the same letters
 STYLE: dict[Any, Any] = {
     "font.size": 10,

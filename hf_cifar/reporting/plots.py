@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from hf_cifar.reporting import class_plots
 from hf_cifar.reporting.plot_style import drawing, plot_labels, save_figure
-from hf_cifar.reporting.predictions import confident_mistakes, positive_scores
+from hf_cifar.reporting.predictions import confident_mistakes, read_scores
+from hf_cifar.reporting.ranking_plots import ranking_curves, ranking_curves_by_class
 from hf_cifar.reporting.representation_plot import representation
 from hf_cifar.reporting.training_plots import learning_curves
 
@@ -21,7 +22,7 @@ PLOTS = {
     "representation": "Quality of the validation images' features over the training steps",
     "confusion_matrix": "Confusion matrix on the test split",
     "per_class_accuracy": "Accuracy of each class with its 95 % interval",
-    "ranking_curves": "ROC curve, and precision against recall, on the test split",
+    "ranking_curves": "ROC curves, and precision against recall, on the test split",
     "mistakes": "The most confident mistakes: true class → predicted class and its probability",
     "reliability": "Reliability diagram: accuracy against confidence",
 }
@@ -79,7 +80,7 @@ def _figures(
         figures["confusion_matrix"] = class_plots.confusion_matrix(matrix, class_names)
         figures["per_class_accuracy"] = class_plots.per_class_accuracy(matrix, class_names)
     if class_names and (folder / "predictions.parquet").is_file():
-        if len(class_names) == 2 and "test_auroc" in metrics:
+        if "test_auroc" in metrics:
             figures["ranking_curves"] = _ranking_curves(folder, metrics, class_names)
         wrong = confident_mistakes(folder)
         if wrong:
@@ -91,9 +92,12 @@ def _figures(
     return figures
 
 
-def _ranking_curves(folder: Path, metrics: dict[str, Any], class_names: list[str]) -> Figure:
+def _ranking_curves(folder: Path, metrics: dict[str, Any], class_names: list[str]) -> Figure | None:
+    labels, probabilities = read_scores(folder)
+    if len(class_names) > 2:
+        truth = labels[:, None] == np.arange(len(class_names))
+        return ranking_curves_by_class(truth, probabilities, class_names)
     positive = class_names.index(metrics.get("positive_class", class_names[-1]))
     threshold = (metrics.get("operating_point") or {}).get("threshold")
-    truth, scores = positive_scores(folder, positive)
     name = plot_labels(class_names)[positive]
-    return class_plots.ranking_curves(truth, scores, name, threshold)
+    return ranking_curves(labels == positive, probabilities[:, positive], name, threshold)

@@ -50,15 +50,14 @@ def write_predictions(
         pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file)
 
 
-def positive_scores(folder: Path, positive: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which test images are of the class `positive`, bool [N], and its probability for each,
-    float32 [N].
-    """
+def read_scores(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the label of each test image, int64 [N], and its probabilities, float32 [N, C]."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(folder / "predictions.parquet", columns=["label", "probabilities"])
-    probabilities = np.array(table["probabilities"].to_pylist(), np.float32)
-    return table["label"].to_numpy() == positive, probabilities[:, positive]
+    labels = table["label"].to_numpy()
+    flat = table["probabilities"].combine_chunks().flatten().to_numpy()
+    return labels, flat.reshape(len(labels), -1)
 
 
 def confident_mistakes(

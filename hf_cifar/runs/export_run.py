@@ -75,7 +75,7 @@ def export_run(run: str, keys: dict[str, Any], options: ExportOptions) -> dict[s
     check_packages()
     folder = _finished_run(run)
     out = _checked_out(options.out, folder)
-    classifier = load_classifier(run)
+    classifier = load_classifier(run, several_labels=True)
     model = classifier.model.cpu()
     classifier = dataclasses.replace(classifier, model=model, device=torch.device("cpu"))
     recipe = target_recipe(run, None, keys)
@@ -123,17 +123,14 @@ def _finished_run(run: str) -> Path:
         raise UserError(f"{run}: {problem}")
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        task, problem_type = metrics.get("task", CLASSIFICATION), config.get("problem_type")
+        task = metrics.get("task", CLASSIFICATION)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{run}: metrics.json or config.json is damaged ({type(error).__name__}); train again"
+            f"{run}: metrics.json is damaged ({type(error).__name__}); train again"
         ) from None
-    if task != CLASSIFICATION or problem_type == "multi_label_classification":
-        purpose = task if task != CLASSIFICATION else problem_type
+    if task != CLASSIFICATION:
         raise UserError(
-            f"{run}: its model is for {purpose}, and export takes image classifiers with one label"
-            " a picture; fine-tune one"
+            f"{run}: its model is for {task}, and export takes image classifiers; fine-tune one"
         )
     return folder
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.label_sets import write_colour_folder
 from helpers.runs import held_out_images, pipeline_probabilities, train_into
 from safetensors.torch import load_file, save_file
 
@@ -153,3 +154,21 @@ def test_bad_input(copied, tmp_path, refused, monkeypatch):
     assert "not finished" in refused("export", copied)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
     assert "pip install 'hf-cifar[export]'" in refused("export", copied)
+
+
+def test_a_model_of_several_labels(tiny, tmp_path):
+    write_colour_folder(tmp_path / "colours", 160)
+    keys = {
+        "objective": "multi_label",
+        "dataset_name": str(tmp_path / "colours"),
+        "max_train_samples": None,
+        "max_eval_samples": None,
+        "num_train_epochs": 4,
+        "random_resized_crop_scale": None,
+    }
+    run = train_into(tmp_path / "run", tiny("resnet"), **keys)
+    assert main.run(["export", str(run.path), "--int8", "--max-loss", "100"]) == 0
+    facts = export_facts(run.path)
+    assert facts["agreement"] == 1.0 and facts["max_logit_difference"] < 1e-4
+    assert facts["accuracy"]["torch"] == finished_metrics(run.path)["test_accuracy"]
+    assert 0 < facts["kinds"]["int8"]["agreement"] <= 1

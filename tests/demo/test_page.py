@@ -229,3 +229,5 @@ def test_a_model_without_heat_maps_still_has_a_page(tiny, tmp_path, picture):
     ).answer(picture.read_bytes())
     assert answers.heat_map is None and answers.strangeness is None
     assert sum(answers.scores.values()) != pytest.approx(1, abs=1e-3)
+    assert set(answers.named) == {name for name, score in answers.scores.items() if score >= 0.5}
+    assert answers.scores[answers.named[0]] == max(answers.scores.values())

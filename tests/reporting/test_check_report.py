@@ -52,4 +52,4 @@ def test_it_costs_little_beside_a_training():
     check_report(["cat", "dog"])  # imports
     start = time.process_time()
     check_report([f"class {number}" for number in range(10)])
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 1.5

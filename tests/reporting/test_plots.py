@@ -8,20 +8,20 @@ import pytest
 from helpers.made_up_run import LABELS, METRICS, pictures
 from matplotlib import font_manager, ft2font
 from PIL import Image
+from sklearn.metrics import average_precision_score
 
 from hf_cifar.evaluation.metrics import classification_metrics
-from hf_cifar.reporting.class_plots import ranking_curves
 from hf_cifar.reporting.plot_style import drawing, plot_labels, save_figure
 from hf_cifar.reporting.plots import PLOTS, write_plots
 from hf_cifar.reporting.predictions import confident_mistakes, write_predictions
+from hf_cifar.reporting.ranking_plots import ranking_curves, ranking_curves_by_class
 from hf_cifar.reporting.training_plots import range_test_plot
 
 
 def test_plots_are_pictures_without_metadata_and_the_same_each_time(run, tmp_path):
     (tmp_path / "predictions.parquet").write_bytes((run / "predictions.parquet").read_bytes())
     written = write_plots(tmp_path, METRICS, pictures)
-    of_two_classes = "ranking_curves"
-    assert written == [f"plots/{stem}.png" for stem in PLOTS if stem != of_two_classes]
+    assert written == [f"plots/{stem}.png" for stem in PLOTS]
     for name in written:
         with Image.open(tmp_path / name) as image:
             image.load()
@@ -42,6 +42,25 @@ def test_the_curves_of_two_classes_go_through_the_threshold_s_point():
     (dot,) = precision.collections
     assert dot.get_offsets().tolist() == [[pytest.approx(2 / 3), 1.0]]
     assert not ranking_curves(truth, scores, "ill").axes[0].collections
+
+
+def test_the_curves_of_many_classes_are_those_of_the_worst():
+    random = np.random.default_rng(0)
+    truth = np.eye(30, dtype=bool)[np.arange(300) % 30]
+    scores = truth * np.linspace(1, 4, 30) + random.normal(size=(300, 30))
+    truth[:, 7] = False  # nothing can be drawn of a class that no image has
+    names = [f"class ${number}" for number in range(30)]
+    figure = ranking_curves_by_class(truth, scores, names)
+    roc, precision = figure.axes
+    assert len(precision.lines) == 10 and "10 worst of 30" in roc.get_title()
+    shown = [text.get_text() for text in precision.get_legend().get_texts()]
+    averages = {
+        f"{name}: {average_precision_score(truth[:, c], scores[:, c]):.4f}"
+        for c, name in enumerate(names)
+        if c != 7
+    }
+    assert set(shown) == set(sorted(averages, key=lambda text: float(text.split(": ")[1]))[:10])
+    assert ranking_curves_by_class(truth[:, :1] | True, scores[:, :1], names[:1]) is None
 
 
 def test_a_mistake_is_shown_as_its_picture(run):
@@ -65,7 +84,8 @@ def test_no_mistakes_no_picture_of_them(tmp_path):
     metrics = classification_metrics(np.eye(10), np.arange(10), LABELS) | {"labels": LABELS}
     written = write_plots(tmp_path, metrics, pictures)
     assert written == [
-        f"plots/{stem}.png" for stem in ("confusion_matrix", "per_class_accuracy", "reliability")
+        f"plots/{stem}.png"
+        for stem in ("confusion_matrix", "per_class_accuracy", "ranking_curves", "reliability")
     ]
 
 
@@ -80,8 +100,9 @@ def test_plots_of_other_class_counts(tmp_path, classes):
         "history": [{"loss": math.nan, "step": 1}],
     }
     written = write_plots(tmp_path, metrics, pictures)
-    # All but the learning curves, and for two classes ROC and precision-recall.
-    assert len(written) == (5 if classes == 2 else 4)
+    # All but the learning curves; ROC and precision-recall need an image of each class.
+    every_class = len(np.unique(y)) == classes
+    assert len(written) == (5 if every_class else 4)
     for name in written:
         with Image.open(tmp_path / name) as image:
             assert image.height < 2500
@@ -109,7 +130,7 @@ def test_class_names_of_the_world_are_drawn_or_numbered_without_a_warning(tmp_pa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         written = write_plots(tmp_path, metrics, pictures)
-    assert len(written) == 4 and caplog.text == ""
+    assert len(written) == 5 and caplog.text == ""
 
 
 def test_a_name_is_drawn_where_a_font_has_all_of_its_letters():
