@@ -19,6 +19,7 @@ from hf_cifar.evaluation.evaluate import data_recipe
 from hf_cifar.evaluation.metrics import wilson
 
 PREDICTIONS = "predictions.parquet"
+ONE_LABEL, SEVERAL_LABELS = ["label", "prediction"], ["labels", "predictions"]  # columns
 RESAMPLES = 10_000
 SIGNIFICANCE = 0.05
 
@@ -45,8 +46,9 @@ class PairedTest:
 class Answers:
     """A run's answers to its test images.
 
-    labels, predictions: int64 [n], the numbers of classes. label_names: of the classes. identity:
-    metrics.json's digest of the run's data; None where it is not there.
+    labels, predictions: int64 [n], the numbers of classes; or bool [n, C], which labels each image
+    has, where it can have any number. label_names: C names. identity: metrics.json's digest of the
+    run's data; None where it is not there.
     """
 
     run: str
@@ -57,8 +59,9 @@ class Answers:
 
     @property
     def correct(self) -> np.ndarray:
-        """Which images are right, bool [n]."""
-        return self.labels == self.predictions
+        """Which images are right, bool [n]: in all of their labels."""
+        same = self.labels == self.predictions
+        return same.all(axis=1) if same.ndim > 1 else same
 
 
 def paired_test(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> PairedTest:
@@ -146,12 +149,17 @@ def read_answers(run: str) -> Answers:
             " with one"
         )
     try:
-        table = pq.read_table(path, columns=["label", "prediction"])
-        columns = [table[name].to_numpy().astype(np.int64) for name in ("label", "prediction")]
+        several = "labels" in pq.read_schema(path).names
+        table = pq.read_table(path, columns=SEVERAL_LABELS if several else ONE_LABEL)
         features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-        names = [str(name) for name in features["label"]["names"]]
+        label = features["labels"]["feature"] if several else features["label"]
+        names = [str(name) for name in label["names"]]
+        if several:
+            columns = [_membership(column, len(names)) for column in table.columns]
+        else:
+            columns = [column.to_numpy().astype(np.int64) for column in table.columns]
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException):
         raise UserError(
             f"{path}: damaged, or not of this program; evaluate or train the run again"
         ) from None
@@ -159,6 +167,14 @@ def read_answers(run: str) -> Answers:
     if not len(labels):
         raise UserError(f"{path}: it holds no image; train the run on data with a test split")
     return Answers(run, labels, predictions, names, metrics.get("dataset_fingerprint"))
+
+
+def _membership(lists: Any, labels: int) -> np.ndarray:
+    """Return which labels each list of label numbers holds, bool [n, labels]."""
+    members = np.zeros((len(lists), labels), bool)
+    for row, numbers in enumerate(lists.to_pylist()):
+        members[row, numbers] = True
+    return members
 
 
 def _check_same_images(first: Answers, second: Answers) -> None:

@@ -9,6 +9,7 @@ from scipy.stats import bootstrap
 
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.paired_test import compare_runs, holm, paired_test
+from hf_cifar.reporting.multi_label_predictions import write_label_set_predictions
 from hf_cifar.reporting.predictions import write_predictions
 
 
@@ -110,3 +111,18 @@ def test_damaged_predictions_are_refused(scored, tmp_path):
     (tmp_path / "second" / "predictions.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="damaged"):
         compare_runs(runs)
+
+
+def test_a_picture_of_several_labels_is_right_in_all_of_them_or_wrong(tmp_path):
+    truth = np.random.default_rng(0).random((100, 3)) < 0.5
+    runs = []
+    for name, wrong in (("good", []), ("bad", range(30))):
+        (tmp_path / name).mkdir()
+        answers = truth.astype(float)
+        answers[wrong, 1] = 1 - answers[wrong, 1]
+        write_label_set_predictions(tmp_path / name, truth, answers, ["a", "b", "c"])
+        (tmp_path / name / "metrics.json").write_text('{"dataset_fingerprint": "d"}')
+        runs.append(str(tmp_path / name))
+    result = compare_runs(runs)
+    assert [run["accuracy"] for run in result["runs"]] == [1.0, 0.7]
+    assert result["pairs"][0]["only_first_right"] == 30 and "more than chance" in result["sentence"]
