@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ PART_ROWS = 1024  # what a stop costs at most: 20 s of EfficientNet-Lite0 on two
 GROUP_ROWS = 64 * PART_ROWS  # of a row group of the output, which is held in memory
 DATA, FACTS, LAYOUT, LOCK = "data", "answers.json", "layout.json", ".lock"
 PART = r"part-\d{6}\.parquet"
-COLUMNS = ("image", "label", "score", "labels", "none_of_these", "error")
 METADATA = b"hf_cifar"  # key of the output's metadata; its value is a digest of the facts
 
 
@@ -39,12 +38,13 @@ class AnswerParts:
     Part i holds the pictures from row i * PART_ROWS on. Several processes may write parts; the
     first process does all the rest.
 
-    facts: what the answers depend on, in words; JSON values. rows: how many pictures there are; set
-    once they are counted.
+    facts: what the answers depend on, in words; JSON values. tasks: names of the model's tasks, if
+    it has several. rows: how many pictures there are; set once they are counted.
     """
 
-    def __init__(self, out: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, out: Path, facts: dict[str, Any], tasks: Iterable[str] = ()) -> None:
         self.out, self.facts, self.folder = out, facts, parts_folder(out)
+        self.schema = answer_schema(tasks)
         self.rows = 0
 
     @property
@@ -178,13 +178,13 @@ class AnswerParts:
         """Return the names of the parts that are written."""
         return {name for name in os.listdir(self.folder) if re.fullmatch(PART, name)}
 
-    def write(self, part: int, columns: dict[str, list[Any]]) -> None:
-        """Write a part; it appears whole or not at all. columns: the values of each by name."""
+    def write(self, part: int, rows: list[dict[str, Any]]) -> None:
+        """Write a part; it appears whole or not at all. rows: values by their columns."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         with self.writable(), atomic_file(self._path(part)) as file:
-            pq.write_table(pa.table(columns, schema=answer_schema()), file)
+            pq.write_table(pa.Table.from_pylist(rows, schema=self.schema), file)
 
     def _path(self, part: int) -> Path:
         return self.folder / f"part-{part:06d}.parquet"
@@ -199,7 +199,7 @@ class AnswerParts:
         metadata = {METADATA: json_digest(self.facts).encode()}
         parts = range(-(-self.rows // PART_ROWS))
         with self.writable(), atomic_file(self.out) as file:
-            schema = answer_schema().with_metadata(metadata)
+            schema = self.schema.with_metadata(metadata)
             with pq.ParquetWriter(file, schema) as writer:
                 for first in range(0, len(parts), GROUP_ROWS // PART_ROWS):
                     group = parts[first : first + GROUP_ROWS // PART_ROWS]
@@ -213,7 +213,7 @@ class AnswerParts:
 
         path = self._path(part)
         try:
-            table = pq.read_table(path, schema=answer_schema(), partitioning=None)
+            table = pq.read_table(path, schema=self.schema, partitioning=None)
             if len(table) != len(self.part_rows(part)):
                 raise ValueError(f"{len(table)} rows")
             return table
@@ -224,25 +224,26 @@ class AnswerParts:
             ) from None
 
 
-def answer_schema() -> Any:
+def answer_schema(tasks: Iterable[str] = ()) -> Any:
     """Return the columns of the answers.
 
     image: path, URL, or split and row. label, score: the first answer; null where there is none.
     labels: all answers, as `predict --json` gives them. none_of_these: whether the picture is none
     of the classes; null for a model without a threshold. error: why there is no answer.
+
+    tasks: names of the model's tasks, if it has several: then label_TASK, score_TASK and
+    labels_TASK stand for each in place of label, score, labels and none_of_these.
     """
     import pyarrow as pa
 
     label, score = pa.field("label", pa.string()), pa.field("score", pa.float32())
-    fields = [
-        pa.field("image", pa.string(), nullable=False),
-        label,
-        score,
-        pa.field("labels", pa.list_(pa.struct([label, score]))),
-        pa.field("none_of_these", pa.bool_()),
-        pa.field("error", pa.string()),
-    ]
-    return pa.schema(fields)
+    labels = pa.field("labels", pa.list_(pa.struct([label, score])))
+    columns = (label, score, labels)
+    answers = [field.with_name(f"{field.name}_{task}") for task in tasks for field in columns]
+    image, error = pa.field("image", pa.string(), nullable=False), pa.field("error", pa.string())
+    return pa.schema(
+        [image, *(answers or [*columns, pa.field("none_of_these", pa.bool_())]), error]
+    )
 
 
 def count_answers(out: Path) -> dict[str, int]:
@@ -252,9 +253,11 @@ def count_answers(out: Path) -> dict[str, int]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    table = pq.read_table(out, columns=["none_of_these", "error"])
+    counted = {"none_of_these", "error"} & set(pq.read_schema(out).names)
+    table = pq.read_table(out, columns=sorted(counted))
+    strangers = pc.sum(table["none_of_these"]).as_py() if "none_of_these" in counted else 0
     return {
         "pictures": len(table),
         "errors": len(table) - table["error"].null_count,
-        "none_of_these": pc.sum(table["none_of_these"]).as_py() or 0,
+        "none_of_these": strangers or 0,
     }

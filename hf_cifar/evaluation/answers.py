@@ -24,6 +24,10 @@ class Answer(NamedTuple):
     labels: list[dict[str, Any]]
     none_of_these: bool | None
 
+    def columns(self) -> dict[str, Any]:
+        """Return what a file of answers says of the picture, by its columns."""
+        return self.labels[0] | {"labels": self.labels, "none_of_these": self.none_of_these}
+
 
 class Answerer:
     """Gives the answers of `pipeline`. Where `hf-cifar calibrate` has chosen a threshold for the

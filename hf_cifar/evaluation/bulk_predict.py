@@ -29,16 +29,16 @@ from hf_cifar.distributed import (
 )
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.answer_parts import (
-    COLUMNS,
     AnswerParts,
     count_answers,
     parts_folder,
 )
-from hf_cifar.evaluation.answers import Answer, Answerer
+from hf_cifar.evaluation.answers import Answerer
 from hf_cifar.evaluation.bulk_layout import choose_layout
 from hf_cifar.evaluation.classifier import Classifier, load_classifier
 from hf_cifar.evaluation.picture_list import Pictures, find_pictures
 from hf_cifar.evaluation.picture_reader import PictureReader, ReadPicture
+from hf_cifar.evaluation.task_answers import TaskAnswerer
 from hf_cifar.files import file_digest, json_digest
 from hf_cifar.models.model_files import KNOWN_PICTURES, ModelFiles
 from hf_cifar.training.launch_checks import check_processes, meet_after_restart
@@ -78,7 +78,7 @@ def bulk_predict(
     _meet()
     if out.suffix != ".parquet":
         raise UserError(f"--out {out}: name a file that ends in .parquet")
-    classifier = load_classifier(model, several_labels=True)
+    classifier = load_classifier(model, several_tasks=True, several_labels=True)
     skip = {out.resolve(), parts_folder(out).resolve()}
     listed = find_pictures(words, split, classifier.pixel_range, skip)
     facts = {
@@ -93,7 +93,7 @@ def bulk_predict(
             "the processes see different pictures; let all of them see the same files, and leave"
             " those as they are"
         )
-    parts = AnswerParts(out, facts)
+    parts = AnswerParts(out, facts, classifier.tasks)
     if from_first_process(not rank() and parts.finished()):
         log.info("%s holds these answers already", out)
         return count_answers(out)
@@ -110,7 +110,8 @@ def bulk_predict(
         if before := parts.rows - sum(len(parts.part_rows(part)) for part in missing):
             log.info("%s: %d of %d pictures were answered before", out, before, parts.rows)
         bf16, channels_last, fitting_batch = layout
-        answerer = Answerer(classifier, top, Precision(bf16, channels_last))
+        make_answerer = TaskAnswerer if classifier.tasks else Answerer
+        answerer = make_answerer(classifier, top, Precision(bf16, channels_last))
         threads = cores_for_each_process()
         _Process(classifier, pictures, answerer, on_bad_image == "error").answer_parts(
             parts,
@@ -161,7 +162,11 @@ class _Process:
     """
 
     def __init__(
-        self, classifier: Classifier, pictures: Pictures, answerer: Answerer, strict: bool
+        self,
+        classifier: Classifier,
+        pictures: Pictures,
+        answerer: Answerer | TaskAnswerer,
+        strict: bool,
     ) -> None:
         self.pictures, self.answerer, self.strict = pictures, answerer, strict
         self.reader = PictureReader(classifier, pictures)
@@ -174,28 +179,28 @@ class _Process:
         Batches don't reach over the end of a part, so they are the same after a stop and in any
         number of processes. Raises UserError if `strict`, for the first picture without an answer.
         """
-        rows = chain.from_iterable(parts.part_rows(part) for part in mine)
-        pictures = in_order(self.reader.picture, rows, threads, ahead=threads + 2 * batch_size)
+        numbers = chain.from_iterable(parts.part_rows(part) for part in mine)
+        pictures = in_order(self.reader.picture, numbers, threads, ahead=threads + 2 * batch_size)
         total = sum(len(parts.part_rows(part)) for part in mine)
         title = f"answers, process 1 of {world_size()}" if world_size() > 1 else "answers"
         with image_progress(title, total, enabled=not rank()) as progress:
             for part in mine:
                 part_rows = parts.part_rows(part)
-                table: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+                rows: list[dict[str, Any]] = []
                 for first in range(0, len(part_rows), batch_size):
                     batch = part_rows[first : first + batch_size]
-                    for values in self._answers(batch, list(islice(pictures, len(batch)))):
-                        for column, value in zip(table.values(), values, strict=True):
-                            column.append(value)
+                    rows += self._answers(batch, list(islice(pictures, len(batch))))
                     progress.update(len(batch))
-                parts.write(part, table)
+                parts.write(part, rows)
 
     def _answers(
         self, rows: Sequence[int], pictures: list[ReadPicture | str]
-    ) -> Iterator[tuple[Any, ...]]:
-        """Yield the values of COLUMNS for each picture of a batch. Raises UserError if `strict`."""
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the row of each picture of a batch, by the columns that have a value. Raises
+        UserError if `strict`.
+        """
         readable = [picture for picture in pictures if isinstance(picture, ReadPicture)]
-        answers: Iterator[Answer | None] = iter(())
+        answers: Iterator[Any] = iter(())
         if readable:
             with torch.inference_mode():
                 inputs = self.reader.inputs(readable)
@@ -205,8 +210,7 @@ class _Process:
             error = picture if isinstance(picture, str) else None
             answer = None if error else next(answers)
             if answer is not None:
-                best = answer.labels[0]
-                yield name, best["label"], best["score"], *answer, None
+                yield {"image": name} | answer.columns()
                 continue
             error = _text(error or NOT_FINITE)
             if self.strict:
@@ -214,7 +218,7 @@ class _Process:
                     f"{name}: {error}; repair or remove it, or leave --on_bad_image error out to"
                     " have it listed"
                 )
-            yield name, None, None, None, None, error
+            yield {"image": name, "error": error}
 
 
 def _text(text: str) -> str:

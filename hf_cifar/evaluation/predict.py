@@ -14,8 +14,10 @@ from hf_cifar.evaluation.heat_map_layer import check_grad_cam, choose_layer
 from hf_cifar.evaluation.heat_maps import HeatMaps, seen_picture
 from hf_cifar.evaluation.named_picture import read_picture
 from hf_cifar.evaluation.picture_list import expand
-from hf_cifar.evaluation.task_answers import answer_tasks
+from hf_cifar.evaluation.task_answers import TaskAnswerer
 from hf_cifar.training.precision import Precision
+
+FLOAT32 = Precision(bf16=False, channels_last=False)
 
 
 class Explanation(NamedTuple):
@@ -54,7 +56,7 @@ def predict(
     if classifier.tasks:
         yield from _predict_tasks(classifier, names, top)
         return
-    answerer = Answerer(classifier, top, Precision(bf16=False, channels_last=False))
+    answerer = Answerer(classifier, top, FLOAT32)
     explainer = _Explainer(classifier) if explain is not None else None
     for name in names:
         pixels = torch.from_numpy(read_picture(name, classifier.pixel_range))[None]
@@ -73,10 +75,15 @@ def predict(
 def _predict_tasks(
     classifier: Classifier, names: list[str], top: int
 ) -> Iterator[tuple[str, dict[str, list[dict[str, Any]]]]]:
+    answerer = TaskAnswerer(classifier, top, FLOAT32)
     for name in names:
         pixels = torch.from_numpy(read_picture(name, classifier.pixel_range))[None]
-        inputs = classifier.transforms.evaluate(pixels.to(classifier.device))
-        yield name, answer_tasks(classifier, inputs, top, name)
+        with torch.inference_mode():
+            inputs = classifier.transforms.evaluate(pixels.to(classifier.device))
+        (answer,) = answerer.answer(inputs)
+        check_logits(classifier, torch.tensor([answer is not None]), name)
+        assert answer is not None
+        yield name, answer.labels
 
 
 class _Explainer:

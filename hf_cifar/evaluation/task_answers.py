@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from hf_cifar.evaluation.classifier import Classifier, check_logits
+from hf_cifar.evaluation.classifier import Classifier
 from hf_cifar.models.task_heads import task_columns
+from hf_cifar.training.precision import Precision, set_weight_layout
 
 
-@torch.inference_mode()
-def answer_tasks(
-    classifier: Classifier, pixels: torch.Tensor, top: int, name: str
-) -> dict[str, list[dict[str, Any]]]:
-    """Return for each task the best answers to a picture, [{label, score}, ...], the best first.
+class TaskAnswers(NamedTuple):
+    """The answers of a model to one picture.
 
-    pixels: float32 [1, 3, S, S] on the classifier's device. top: how many classes are named.
-    name: of the picture. Raises UserError for logits that are not finite.
+    labels: for each task by its name [{label, score}, ...], the best first.
     """
-    logits = classifier.model(pixel_values=pixels).logits[0].float().cpu()
-    check_logits(classifier, logits.isfinite().all()[None], name)
-    answers = {}
-    for task, columns in task_columns(classifier.tasks).items():
-        labels = classifier.tasks[task]
-        best = logits[columns].softmax(-1).topk(min(top, len(labels)))
-        answers[task] = [
-            {"label": labels[number], "score": score}
-            for score, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-    return answers
+
+    labels: dict[str, list[dict[str, Any]]]
+
+    def columns(self) -> dict[str, Any]:
+        """Return what a file of answers says of the picture, by its columns."""
+        return {
+            f"{name}_{task}": value
+            for task, labels in self.labels.items()
+            for name, value in (labels[0] | {"labels": labels}).items()
+        }
+
+
+class TaskAnswerer:
+    """Gives for each task the answers of `pipeline` with its folder.
+
+    top: how many classes of each task are named.
+    """
+
+    def __init__(self, classifier: Classifier, top: int, precision: Precision) -> None:
+        self._classifier, self._top, self._precision = classifier, top, precision
+        self._columns = task_columns(classifier.tasks)
+        set_weight_layout(classifier.model, classifier.device, precision.channels_last)
+
+    @torch.inference_mode()
+    def answer(self, pixels: torch.Tensor) -> list[TaskAnswers | None]:
+        """Return the answers to each picture, or None where the model's outputs are not finite.
+
+        pixels: float32 [B, 3, S, S] on the classifier's device, as its processor makes them.
+        """
+        bf16, channels_last = self._precision
+        if channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._classifier.device.type, torch.bfloat16, enabled=bf16):
+            logits = self._classifier.model(pixel_values=pixels).logits.float().cpu()
+        answers = [TaskAnswers({}) for _ in logits]
+        for task, columns in self._columns.items():
+            labels = self._classifier.tasks[task]
+            best = logits[:, columns].softmax(-1).topk(min(self._top, len(labels)))
+            rows = zip(answers, best.values.tolist(), best.indices.tolist(), strict=True)
+            for answer, scores, numbers in rows:
+                answer.labels[task] = [
+                    {"label": labels[number], "score": score}
+                    for score, number in zip(scores, numbers, strict=True)
+                ]
+        finite = logits.isfinite().all(-1).tolist()
+        return [answer if fine else None for answer, fine in zip(answers, finite, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ from hf_cifar.reporting.plot_style import (
 )
 
 LINES = [(colour, style) for style in "-:" for colour in (BLUE, ORANGE, GREEN, VERMILION, PURPLE)]
-CHANCE = {"color": GREY, "linestyle": "--", "linewidth": 1.2, "label": "chance"}
+CHANCE: dict[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.2, "label": "chance"}
 
 
 def ranking_curves(
@@ -59,7 +60,7 @@ def ranking_curves(
     if threshold is not None:
         answers = scores >= threshold
         sensitivity = answers[positive].mean()
-        point = {"color": ORANGE, "edgecolors": "white", "zorder": 3, "s": 60}
+        point: dict[str, Any] = {"color": ORANGE, "edgecolors": "white", "zorder": 3, "s": 60}
         label = f"threshold {threshold:.3g}"
         left.scatter([answers[~positive].mean()], [sensitivity], label=label, **point)
         if answers.any():
@@ -94,7 +95,7 @@ def ranking_curves_by_class(
     left.plot([0, 1], [0, 1], **CHANCE)
     labels = plot_labels(class_names)
     for c, (colour, style) in zip(worst, LINES, strict=False):
-        line = {"color": colour, "linestyle": style, "linewidth": 1.3}
+        line: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 1.3}
         false_positives, true_positives, _ = roc_curve(truth[:, c], scores[:, c])
         area = roc_auc_score(truth[:, c], scores[:, c])
         left.plot(false_positives, true_positives, label=f"{labels[c]}: {area:.4f}", **line)

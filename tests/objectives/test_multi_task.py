@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import launching, tiny_models
@@ -212,6 +213,18 @@ def test_each_task_has_a_folder_for_pipeline_which_agrees_with_predict(joint, tm
     probabilities = pipeline_probabilities(joint.path / "tasks" / "classes", images)
     accuracy = float((probabilities.argmax(1) == labels).mean())
     assert accuracy == joint.metrics["test_accuracy_classes"]
+    out = tmp_path / "answers.parquet"
+    words = ["predict", str(joint.path), str(tmp_path), "--out", str(out), "--top", "10", "--json"]
+    assert main.run(words) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"] == 3
+    for row, answer in zip(pq.read_table(out).to_pylist(), answers, strict=True):
+        assert set(row) == {"image", "error"} | {
+            f"{name}_{task}" for name in ("label", "score", "labels") for task in answer
+        }
+        for task, labels in answer.items():
+            assert row[f"label_{task}"] == labels[0]["label"] and row["error"] is None
+            assert [one["label"] for one in row[f"labels_{task}"]] == [a["label"] for a in labels]
+            assert row[f"score_{task}"] == pytest.approx(labels[0]["score"], abs=1e-6)
     assert main.run(["predict", str(joint.path), str(tmp_path / "0.png")]) == 0
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == list(answers[0])
 
