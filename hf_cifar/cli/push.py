@@ -54,13 +54,15 @@ def run(args: argparse.Namespace) -> None:
     if args.onnx and args.to is None:
         raise UserError("push: --onnx goes with --to USER/NAME; add that")
     quiet_libraries()
-    options = {
-        "private": args.private,
-        "revision": args.revision,
-        "dry_run": bool(args.dry_run),
-        "check": not args.no_check,
-        "say": say,
-    }
+    from hf_cifar.hub.upload import PushOptions
+
+    options = PushOptions(
+        private=args.private,
+        revision=args.revision,
+        dry_run=bool(args.dry_run),
+        check=not args.no_check,
+        say=say,
+    )
     if args.space is not None:
         from hf_cifar.demo.local import check_demo_extra
 
@@ -68,12 +70,12 @@ def run(args: argparse.Namespace) -> None:
     if args.to is not None:
         from hf_cifar.hub.push import push
 
-        push(args.run_folder, args.to, onnx=args.onnx, **options)
+        push(args.run_folder, args.to, options, onnx=args.onnx)
     if args.space is not None:
         from hf_cifar.hub.space import push_space, write_space
 
         if folder is None:
-            push_space(args.run_folder, args.space, **options)
+            push_space(args.run_folder, args.space, options)
             return
         write_space(args.run_folder, args.space, folder)
         say(f"{folder}: pip install -r requirements.txt, then python app.py")

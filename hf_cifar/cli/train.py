@@ -38,9 +38,10 @@ def run(args: argparse.Namespace) -> None:
     _report(result.metrics, result.path)
     if recipe.training["push_to_hub"]:
         from hf_cifar.hub.push import push
+        from hf_cifar.hub.upload import PushOptions
 
         private = bool(recipe.training["hub_private_repo"])
-        push(result.path, recipe.training["hub_model_id"], private=private, say=say)
+        push(result.path, recipe.training["hub_model_id"], PushOptions(private=private, say=say))
 
 
 def _report(metrics: dict[str, Any], folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hf_cifar.evaluation.answers import Answerer
+from hf_cifar.evaluation.answers import Answer, Answerer
 from hf_cifar.evaluation.classifier import Classifier, check_logits, load_classifier
 from hf_cifar.evaluation.heat_map_layer import check_grad_cam, choose_layer
 from hf_cifar.evaluation.heat_maps import HeatMaps, seen_picture
@@ -53,10 +53,8 @@ def predict(
         check_grad_cam("predict --explain")
     classifier = load_classifier(model, several_tasks=explain is None, several_labels=True)
     names = [name for word in images for name, _ in expand(word)]
-    if classifier.tasks:
-        yield from _predict_tasks(classifier, names, top)
-        return
-    answerer = Answerer(classifier, top, FLOAT32)
+    make_answerer = TaskAnswerer if classifier.tasks else Answerer
+    answerer = make_answerer(classifier, top, FLOAT32)
     explainer = _Explainer(classifier) if explain is not None else None
     for name in names:
         pixels = torch.from_numpy(read_picture(name, classifier.pixel_range))[None]
@@ -64,26 +62,12 @@ def predict(
             inputs = classifier.transforms.evaluate(pixels.to(classifier.device))
         (answer,) = answerer.answer(inputs)
         check_logits(classifier, torch.tensor([answer is not None]), name)
-        assert answer is not None
-        if explain is not None and explainer is not None:
+        if explain is not None and explainer is not None and isinstance(answer, Answer):
             # "none of these" comes before the classes, but is none that a map can be made for
             best = answer.labels[1 if answer.none_of_these else 0]
             explain(name, explainer.explain(pixels[0], inputs, **best))
-        yield name, answer.labels
-
-
-def _predict_tasks(
-    classifier: Classifier, names: list[str], top: int
-) -> Iterator[tuple[str, dict[str, list[dict[str, Any]]]]]:
-    answerer = TaskAnswerer(classifier, top, FLOAT32)
-    for name in names:
-        pixels = torch.from_numpy(read_picture(name, classifier.pixel_range))[None]
-        with torch.inference_mode():
-            inputs = classifier.transforms.evaluate(pixels.to(classifier.device))
-        (answer,) = answerer.answer(inputs)
-        check_logits(classifier, torch.tensor([answer is not None]), name)
-        assert answer is not None
-        yield name, answer.labels
+        if answer is not None:
+            yield name, answer.labels
 
 
 class _Explainer:

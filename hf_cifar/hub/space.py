@@ -9,25 +9,18 @@ from __future__ import annotations
 import json
 import platform
 import re
-import shlex
 import shutil
-from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HTTPError
-
 from hf_cifar.demo.facts import page_facts
 from hf_cifar.errors import UserError
 from hf_cifar.evaluation.classifier import load_classifier
-from hf_cifar.hub.failures import explained
 from hf_cifar.hub.privacy import scan
-from hf_cifar.hub.read_back import read_back
-from hf_cifar.hub.repo import Repo, check_repo_name
-from hf_cifar.hub.retry import WAITS, Retry
+from hf_cifar.hub.repo import check_repo_name
 from hf_cifar.hub.run_files import Files, finished_metrics, rejects
-from hf_cifar.hub.upload import PushResult, list_files, log_in, update
+from hf_cifar.hub.upload import DEFAULTS, PushOptions, PushResult, send
 from hf_cifar.models.model_files import KNOWN_PICTURES
 from hf_cifar.recipe.recipe import PACKAGE
 from hf_cifar.recipe.yaml_text import write_yaml
@@ -46,41 +39,21 @@ PINNED = (
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 
-def push_space(
-    run: Path,
-    to: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    dry_run: bool = False,
-    check: bool = True,
-    say: Callable[[str], None] = print,
-    waits: Sequence[float] = WAITS,
-) -> PushResult:
+def push_space(run: Path, to: str, options: PushOptions = DEFAULTS) -> PushResult:
     """Push a finished run's page to the Space `to` ("user/name") as one commit.
 
-    The arguments are those of `push`. Raises what `push` raises.
+    Raises what `push` raises.
     """
-    check_repo_name(to)
-    command = f"hf-cifar push {shlex.quote(str(run))} --space {to}"
-    command += " --private" if private else ""
-    command += f" --revision {shlex.quote(revision)}" if revision else ""
-    command += "" if check else " --no-check"
-    command += " --dry-run" if dry_run else ""
-    try:
-        files = space_files(run, to)
-        list_files(files, f"spaces/{to}@{revision or 'main'}", say)
-        api = log_in(to, dry_run, say, waits)
-        repo = Repo(api, to, revision or "main", private, Retry(say, waits), kind="space")
-        message = f"The page of {page_name(run)}"
-        result, head = update(repo, files, message, dry_run, _is_optional)
-        if check and not dry_run:
-            assert head is not None
-            read_back(repo, head, files, run)
-            result.checked = True
-        return result
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise explained(error, to, command) from error
+    run = Path(run)
+    return send(
+        run,
+        to,
+        lambda: (space_files(run, to), f"The page of {page_name(run)}"),
+        options,
+        words=f"--space {to}",
+        kind="space",
+        is_optional=_is_optional,
+    )
 
 
 def write_space(run: Path, to: str, folder: Path) -> None:

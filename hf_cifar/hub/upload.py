@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from hf_cifar.errors import UserError
-from hf_cifar.hub.failures import LOGIN
-from hf_cifar.hub.repo import FileHashes, Repo
-from hf_cifar.hub.retry import Retry
+from hf_cifar.hub.failures import LOGIN, explained
+from hf_cifar.hub.read_back import read_back
+from hf_cifar.hub.repo import FileHashes, Repo, check_repo_name
+from hf_cifar.hub.retry import WAITS, Retry
 from hf_cifar.hub.run_files import Files, file_size
 from hf_cifar.network import check_connection
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """How files are pushed.
+
+    private: create a private repo, and push to no public one. revision: the branch, `main` if None.
+    dry_run: write nothing. check: download the commit into an empty cache, compare checksums, and
+    compare the model's answers to three images. say: is told what happens, in lines. waits: seconds
+    before a failed request is repeated.
+    """
+
+    private: bool = False
+    revision: str | None = None
+    dry_run: bool = False
+    check: bool = True
+    say: Callable[[str], None] = print
+    waits: Sequence[float] = WAITS
+
+    @property
+    def branch(self) -> str:
+        return self.revision or "main"
+
+    def words(self) -> str:
+        """Return the options as words of a command line."""
+        words = " --private" if self.private else ""
+        words += f" --revision {shlex.quote(self.revision)}" if self.revision else ""
+        words += "" if self.check else " --no-check"
+        return words + (" --dry-run" if self.dry_run else "")
+
+
+DEFAULTS = PushOptions()
 
 
 @dataclass
@@ -30,6 +65,40 @@ class PushResult:
     changed: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     checked: bool = False
+
+
+def send(
+    run: Path,
+    to: str,
+    prepare: Callable[[], tuple[Files, str]],
+    options: PushOptions,
+    *,
+    words: str,
+    kind: str = "model",
+    is_optional: Callable[[str], bool],
+) -> PushResult:
+    """Push files to the repo `to` ("user/name") as one commit, and read it back.
+
+    run: the folder that they are made of. prepare: returns them and the commit's message. words: of
+    the command line that repeats the push, such as `--to user/name`. kind: model or space.
+    is_optional: as in `update`. Raises UserError and PushError; see `push`.
+    """
+    check_repo_name(to)
+    try:
+        files, message = prepare()
+        list_files(files, f"{'spaces/' * (kind == 'space')}{to}@{options.branch}", options.say)
+        api = log_in(to, options.dry_run, options.say, options.waits)
+        retry = Retry(options.say, options.waits)
+        repo = Repo(api, to, options.branch, options.private, retry, kind=kind)
+        result, head = update(repo, files, message, options.dry_run, is_optional)
+        if options.check and not options.dry_run:
+            assert head is not None
+            read_back(repo, head, files, run)
+            result.checked = True
+        return result
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        command = f"hf-cifar push {shlex.quote(str(run))} {words}{options.words()}"
+        raise explained(error, to, command) from error
 
 
 def list_files(files: Files, destination: str, say: Callable[[str], None]) -> None:

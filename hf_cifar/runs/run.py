@@ -62,9 +62,10 @@ def train(recipe: str, *, fresh: bool = False, **overrides: Any) -> Run:
     run = train_recipe(loaded, fresh=fresh)
     if loaded.training["push_to_hub"] and rank() == 0:
         from hf_cifar.hub.push import push
+        from hf_cifar.hub.upload import PushOptions
 
         private = bool(loaded.training["hub_private_repo"])
-        push(run.path, loaded.training["hub_model_id"], private=private)
+        push(run.path, loaded.training["hub_model_id"], PushOptions(private=private))
     return run
 
 

@@ -28,10 +28,12 @@ def answer(value):
     print("\\n@" + json.dumps(value))
 
 def outcome(call, *args, **named):
-    "Return the class of a call's result, or of its error, and the lines that it said."
+    "Return the class of a push's result, or of its error, and the lines that it said."
+    from hf_cifar.hub.upload import PushOptions
+
     lines = []
     try:
-        result = call(*args, **named, say=lines.append)
+        result = call(*args, PushOptions(say=lines.append, **named))
         values = {name: getattr(result, name, None) for name in ("commit", "changed")}
         return {"kind": type(result).__name__, "lines": lines, **values}
     except Exception as error:

@@ -60,6 +60,7 @@ def test_private_things_stay_here(
 ) -> None:
     from hf_cifar.errors import UserError
     from hf_cifar.hub import push as push_module
+    from hf_cifar.hub.upload import PushOptions
 
     monkeypatch.setenv("LOGNAME", USER)
     monkeypatch.setattr(socket, "gethostname", lambda: f"{HOST}.example.org")
@@ -87,7 +88,7 @@ def test_private_things_stay_here(
         path.write_text(path.read_text() + text + "\n")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(UserError) as caught:
-        push_module.push(run, "alice/net", dry_run=True)
+        push_module.push(run, "alice/net", PushOptions(dry_run=True))
     line = str(caught.value)
     assert name in line and kind in line and "\n" not in line
     assert "hf_" + "Q" * 34 not in line
