@@ -15,7 +15,8 @@ HELP = "Write a finished run as ONNX, for onnxruntime and transformers.js, and m
 EPILOG = """\
 The run's folder gets onnx/model.onnx beside its config, as transformers.js reads it. Each export
 takes the place of the one before. Every graph is compared with the model on the run's test images;
-one that loses too much accuracy is kept in onnx/rejected/, and the exit code is 1.
+one that loses too much accuracy is kept in onnx/rejected/, and the exit code is 1. Sums of 8 bits
+can overflow on x86 processors without VNNI: measure on the kind of machine that will answer.
 
 Data keys of a recipe, such as --max_eval_samples 1000 for fewer test images, can be set as
 --key value. `hf-cifar push RUN --onnx` takes the graphs along."""
