@@ -59,7 +59,8 @@ def add_parser(commands: Any) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="write the answers to this parquet file, in batches",
+        help="write the answers to this parquet file, in batches; for a model of several tasks with"
+        " columns for each, such as label_TASK",
     )
     bulk.add_argument(
         "--split",
