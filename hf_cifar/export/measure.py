@@ -58,14 +58,6 @@ def all_logits(
     return {name: np.concatenate(parts) for name, parts in logits.items()}
 
 
-def accuracy_of(logits: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Return the share of images that are answered rightly, by name; see `closeness`."""
-    several = labels.ndim > 1
-    return {
-        name: float(_same(_answers(one, several), labels).mean()) for name, one in logits.items()
-    }
-
-
 def closeness(logits: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, dict[str, Any]]:
     """Return for the model and each graph `accuracy` with its 95 % interval `low` to `high`; and
     for each graph `agreement`, the share of images with the model's answer, the largest difference

@@ -44,7 +44,7 @@ FILES = {
 }
 BESIDE = ("config.json", "preprocessor_config.json")  # what a reader of the graph needs as well
 REPORT = "export.json"
-CALIBRATION_IMAGES, JUDGES, TRAIN_JUDGES = 128, 500, 100
+CALIBRATION_IMAGES, JUDGES, TRAIN_JUDGES = 128, 1000, 100
 CLASSIFICATION = "image-classification"
 
 
@@ -176,6 +176,7 @@ def _make_8_bit(
         "int8_tried": {
             str(one.recipe): {
                 "loss": one.loss,
+                "error": one.error,
                 "logit_difference": one.difference,
                 "images_per_second": one.speed,
             }
