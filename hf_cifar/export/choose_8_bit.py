@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class Candidate:
     """An 8-bit graph. speed: images/s at batch 1 on one thread. loss: accuracy that it loses on the
     images of the choice; None where a quicker one held, so that it was not asked. error: standard
-    error of the loss. difference: the mean absolute difference of its logits, where that is what
-    was asked.
+    error of the loss, by the number of images that only the graph or only the model gets right.
+    difference: the mean absolute difference of its logits, where that is what was asked.
     """
 
     recipe: Recipe8Bit
@@ -95,8 +95,8 @@ def choose_8_bit(
     max_loss: float,
 ) -> tuple[Candidate, list[Candidate]]:
     """Return the quickest 8-bit graph that loses `max_loss` at most (see `Candidate.holds`), and
-    all that were made; where none holds, the one that loses least. All lie beside the float32
-    `graph`.
+    all that were made; where none holds, the one with the smallest error, whose answers are
+    closest to the model's. All lie beside the float32 `graph`.
 
     calibration: images of train, as they are. judges: validation images, and their labels.
     """
@@ -134,4 +134,4 @@ def choose_8_bit(
         if holding:
             return max(holding, key=lambda one: one.speed), tried
     asked = [one for one in tried if one.loss is not None]
-    return min(asked, key=lambda one: max(one.loss or 0.0, 0.0) + one.error), tried
+    return min(asked, key=lambda one: one.error), tried
