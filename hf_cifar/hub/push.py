@@ -28,9 +28,9 @@ def push(run: Path, to: str, options: PushOptions = DEFAULTS, *, onnx: bool = Fa
             push.
     """
     run = Path(run)
+    metrics = finished_metrics(run)
 
     def prepare() -> tuple[Files, str]:
-        metrics = finished_metrics(run)
         files = files_to_push(run, metrics, to, onnx)
         scan(run, files, allowed=to.split("/"))
         return files, _commit_message(metrics)
