@@ -57,7 +57,9 @@ def _exact_batch(classifier: Classifier, pictures: Pictures) -> int:
     if len(readable) < CPU_BATCH:
         return EXACT_BATCH
     inputs = reader.inputs(readable)
-    together = classifier.model(pixel_values=inputs).logits.softmax(-1)
-    alone = [classifier.model(pixel_values=image[None]).logits.softmax(-1) for image in inputs]
+    together = classifier.scores(classifier.model(pixel_values=inputs).logits)
+    alone = [
+        classifier.scores(classifier.model(pixel_values=image[None]).logits) for image in inputs
+    ]
     difference = float((together - torch.cat(alone)).abs().max())
     return CPU_BATCH if difference <= SAFE_DIFFERENCE else EXACT_BATCH

@@ -62,12 +62,12 @@ def predict(
             inputs = classifier.transforms.evaluate(pixels.to(classifier.device))
         (answer,) = answerer.answer(inputs)
         check_logits(classifier, torch.tensor([answer is not None]), name)
+        assert answer is not None
         if explain is not None and explainer is not None and isinstance(answer, Answer):
             # "none of these" comes before the classes, but is none that a map can be made for
             best = answer.labels[1 if answer.none_of_these else 0]
             explain(name, explainer.explain(pixels[0], inputs, **best))
-        if answer is not None:
-            yield name, answer.labels
+        yield name, answer.labels
 
 
 class _Explainer:

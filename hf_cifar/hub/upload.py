@@ -86,8 +86,9 @@ def send(
     check_repo_name(to)
     try:
         files, message = prepare()
-        list_files(files, f"{'spaces/' * (kind == 'space')}{to}@{options.branch}", options.say)
-        api = log_in(to, options.dry_run, options.say, options.waits)
+        where = to if kind == "model" else f"{kind}s/{to}"
+        list_files(files, f"{where}@{options.branch}", options.say)
+        api = log_in(to, options)
         retry = Retry(options.say, options.waits)
         repo = Repo(api, to, options.branch, options.private, retry, kind=kind)
         result, head = update(repo, files, message, options.dry_run, is_optional)
@@ -109,7 +110,7 @@ def list_files(files: Files, destination: str, say: Callable[[str], None]) -> No
     say(f"  {_readable_size(sum(sizes.values())):>9}  in {len(files)} files")
 
 
-def log_in(to: str, dry_run: bool, say: Callable[[str], None], waits: Sequence[float]) -> HfApi:
+def log_in(to: str, options: PushOptions) -> HfApi:
     """Return the Hub's interface with a token that it accepts. Raises UserError without one."""
     if constants.HF_HUB_OFFLINE:
         raise OfflineModeIsEnabled
@@ -117,9 +118,10 @@ def log_in(to: str, dry_run: bool, say: Callable[[str], None], waits: Sequence[f
     if token is None:
         raise UserError(f"no token for the Hub: {LOGIN}, then push again")
     api = HfApi(token=token)
-    check_connection(api.endpoint, say)
-    user = Retry(say, waits)("asking the Hub for the user of this token", api.whoami)
-    if dry_run:  # nothing will be written, where the Hub itself would refuse
+    check_connection(api.endpoint, options.say)
+    retry = Retry(options.say, options.waits)
+    user = retry("asking the Hub for the user of this token", api.whoami)
+    if options.dry_run:  # nothing will be written, where the Hub itself would refuse
         namespaces = [
             user["name"],
             *(organisation["name"] for organisation in user.get("orgs", [])),

@@ -14,9 +14,9 @@ from hf_cifar.evaluation.metrics import classification_metrics
 from hf_cifar.files import write_text
 from hf_cifar.reporting import class_plots
 from hf_cifar.reporting.model_card import render_card
-from hf_cifar.reporting.plot_style import drawing, plot_labels, save_figure
+from hf_cifar.reporting.plot_style import drawing, save_figure
 from hf_cifar.reporting.predictions import write_predictions
-from hf_cifar.reporting.ranking_plots import ranking_curves, ranking_curves_by_class
+from hf_cifar.reporting.ranking_plots import ranking_curves_of_run
 from hf_cifar.text import visible
 
 LONGEST_NAME = 255  # characters; no file system takes a longer name either
@@ -70,11 +70,8 @@ def _write_placeholders(folder: Path, class_names: list[str]) -> None:
             class_plots.per_class_accuracy(matrix, class_names),
             class_plots.mistakes([picture], [(0, 0, len(class_names) - 1, 1.0)], class_names),
         ]
-        if len(class_names) == 2:
-            name = plot_labels(class_names)[1]
-            figures.append(ranking_curves(every_class == 1, probabilities[:, 1], name, 0.5))
-        elif curves := ranking_curves_by_class(probabilities > 0, probabilities, class_names):
-            figures.append(curves)
+        curves = ranking_curves_of_run(every_class, probabilities, class_names, threshold=0.5)
+        figures += [curves] if curves is not None else []
         for number, figure in enumerate(figures):
             # Small, and without the layout that makes room for long labels, this takes a tenth of
             # the time of the real plots.

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hf_cifar.reporting import class_plots
-from hf_cifar.reporting.plot_style import drawing, plot_labels, save_figure
+from hf_cifar.reporting.plot_style import drawing, save_figure
 from hf_cifar.reporting.predictions import confident_mistakes, read_scores
-from hf_cifar.reporting.ranking_plots import ranking_curves, ranking_curves_by_class
+from hf_cifar.reporting.ranking_plots import ranking_curves_of_run
 from hf_cifar.reporting.representation_plot import representation
 from hf_cifar.reporting.training_plots import learning_curves
 
@@ -93,11 +93,6 @@ def _figures(
 
 
 def _ranking_curves(folder: Path, metrics: dict[str, Any], class_names: list[str]) -> Figure | None:
-    labels, probabilities = read_scores(folder)
-    if len(class_names) > 2:
-        truth = labels[:, None] == np.arange(len(class_names))
-        return ranking_curves_by_class(truth, probabilities, class_names)
     positive = class_names.index(metrics.get("positive_class", class_names[-1]))
     threshold = (metrics.get("operating_point") or {}).get("threshold")
-    name = plot_labels(class_names)[positive]
-    return ranking_curves(labels == positive, probabilities[:, positive], name, threshold)
+    return ranking_curves_of_run(*read_scores(folder), class_names, positive, threshold)

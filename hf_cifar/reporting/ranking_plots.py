@@ -23,7 +23,8 @@ from hf_cifar.reporting.plot_style import (
     save_figure,
 )
 
-LINES = [(colour, style) for style in "-:" for colour in (BLUE, ORANGE, GREEN, VERMILION, PURPLE)]
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE)
+LINES = [(colour, style) for style in ("-", ":") for colour in COLOURS]
 CHANCE: dict[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.2, "label": "chance"}
 
 
@@ -102,13 +103,31 @@ def ranking_curves_by_class(
         precision, recall, _ = precision_recall_curve(truth[:, c], scores[:, c])
         label = f"{labels[c]}: {averages[c]:.4f}"
         right.step(recall, precision, where="post", label=label, **line)
-    which = f"the {len(worst)} worst of {len(labels)} classes" if len(labels) > len(worst) else ""
-    left.set_title(f"ROC curves{', ' * bool(which)}{which}")
+    more = f", the {len(worst)} worst of {len(labels)} classes" if len(labels) > len(worst) else ""
+    left.set_title(f"ROC curves{more}")
     right.set_title("Precision and recall")
     for axes, title in ((left, "area"), (right, "average precision")):
         for text in axes.legend(loc="lower center", title=title, fontsize=8).get_texts():
             text.set_parse_math(False)
     return figure
+
+
+def ranking_curves_of_run(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    positive: int = 1,
+    threshold: float | None = None,
+) -> Figure | None:
+    """Draw the curves of the positive class where there are two classes, else those of each.
+
+    labels: int [N]. probabilities: float [N, C]. positive, threshold: of two classes.
+    """
+    if len(class_names) == 2:
+        name = plot_labels(class_names)[positive]
+        return ranking_curves(labels == positive, probabilities[:, positive], name, threshold)
+    truth = labels[:, None] == np.arange(len(class_names))
+    return ranking_curves_by_class(truth, probabilities, class_names)
 
 
 def write_ranking_curves(
